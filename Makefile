@@ -1,0 +1,51 @@
+# Trivium's commands. `make setup` once; every other target does it when needed.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+PACKAGES := core_model recipes eval pretrain sft rl distill benchmarks
+# Device names belong in one file; everybody else is handed a device.
+DEVICE_FILE  := core_model/parallel/device.py
+DEVICE_NAMES := torch\.(cuda|npu|mps|xpu|hip)\b|["'](cuda|npu|mps|xpu|hip)(:[0-9]+)?["']
+
+.DEFAULT_GOAL := help
+.PHONY: help setup nano test lint bench claims clean
+
+help:  ## say what there is
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
+
+setup: $(STAMP)  ## make .venv and install everything
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "make setup: Python 3.11 or newer is needed, found $$($(PYTHON) -V 2>/dev/null || echo "no $(PYTHON)"); try: make setup PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo 'installing Trivium and its libraries into $(VENV) (some minutes the first time)'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
+	@touch $@
+
+nano: $(STAMP)  ## the whole pipeline on a nano V3: pre-train, extend, distil, tune, reinforce, evaluate
+	$(BIN)/trivium run recipes/nano/pipeline.yaml
+
+test: $(STAMP)  ## everything that must hold at every landing
+	$(BIN)/python -m pytest -n 2 tests
+
+lint: $(STAMP)  ## style, types, who imports whom, device names
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@found=$$(grep -rnE --include='*.py' "$(subst ",\",$(DEVICE_NAMES))" $(PACKAGES) | grep -v '^$(DEVICE_FILE):'); \
+	  if [ -n "$$found" ]; then echo "$$found"; echo "device names belong in $(DEVICE_FILE) only" >&2; exit 1; fi
+
+bench: $(STAMP)  ## side-by-side measures against peers
+	$(BIN)/python -m benchmarks
+
+claims: $(STAMP)  ## the paper's claims at small scale
+	$(BIN)/trivium run recipes/nano/claims.yaml
+
+clean:  ## remove caches and build leftovers; runs and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	find $(PACKAGES) tests -name __pycache__ -type d -prune -exec rm -rf {} +
