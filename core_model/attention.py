@@ -1,0 +1,148 @@
+"""Multi-head latent attention: expanded for training and prefill, absorbed for decoding, the same weights.
+
+Shape suffixes: B batch, T query tokens, S cached positions, D model, H heads, N no-rope dim, R rope dim, V value dim,
+C kv latent, Q query latent.
+Source: V3 report §2.1.1, Eq. 1-11; deepseek-ai/DeepSeek-V3 inference/model.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core_model.cache import LatentCache
+from core_model.config import V3Config
+from core_model.documents import Documents
+from core_model.norm import RMSNorm
+from core_model.precision import Linear
+from core_model.rope import rotate, softmax_scale
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What all layers of one forward share.
+
+    rotations: RoPE's, complex64 [B, T, R/2]. documents: set when rows hold several documents or padding.
+    visible: bool [B, 1, T, S], set when there is a cache. cache: a `LatentCache` or a transformers cache.
+    """
+
+    rotations: Tensor
+    documents: Documents | None = None
+    visible: Tensor | None = None
+    cache: object | None = None
+
+
+# Below this many queries, the CPU's fused kernel takes longer in bf16 than in fp32, casts included (LABBOOK.md).
+CPU_BF16_LENGTH = 512
+
+
+def scaled_dot_product(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHV: Tensor, scale: float, visible: Tensor | None) -> Tensor:
+    """Causal attention (or masked by `visible`), [B, T, H, V]; the seam for kernels.
+
+    Values are padded to the width of the keys: with unequal widths SDPA leaves its fused path and writes the
+    [T, S] scores to memory (benchmarks: 5x at 2048 tokens on CPU). Wider values stay as they are.
+    """
+    width, dtype = v_BSHV.shape[-1], q_BTHd.dtype
+    v_BSHd = F.pad(v_BSHV, (0, max(q_BTHd.shape[-1] - width, 0)))
+    if q_BTHd.device.type == "cpu" and q_BTHd.shape[1] < CPU_BF16_LENGTH:
+        q_BTHd, k_BSHd, v_BSHd = q_BTHd.float(), k_BSHd.float(), v_BSHd.float()
+    out = F.scaled_dot_product_attention(
+        q_BTHd.transpose(1, 2),
+        k_BSHd.transpose(1, 2),
+        v_BSHd.transpose(1, 2),
+        attn_mask=visible,
+        is_causal=visible is None,
+        scale=scale,
+    )
+    return out.transpose(1, 2)[..., :width].to(dtype)
+
+
+class MultiHeadLatentAttention(nn.Module):
+    """MLA of one layer. Input and output [B, T, D]."""
+
+    def __init__(self, config: V3Config, layer_index: int) -> None:
+        super().__init__()
+        self.layer_index = layer_index
+        self.heads = config.num_attention_heads
+        self.nope, self.rope, self.value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+        self.latent = config.kv_lora_rank
+        self.scale = softmax_scale(config.qk_head_dim, config.rope_scaling)
+        query_width = self.heads * config.qk_head_dim
+        if config.q_lora_rank is None:
+            self.q_proj = Linear(config.hidden_size, query_width)
+        else:
+            self.q_a_proj = Linear(config.hidden_size, config.q_lora_rank)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, config.rms_norm_eps)
+            self.q_b_proj = Linear(config.q_lora_rank, query_width)
+        self.kv_a_proj_with_mqa = Linear(config.hidden_size, self.latent + self.rope)
+        self.kv_a_layernorm = RMSNorm(self.latent, config.rms_norm_eps)
+        self.kv_b_proj = Linear(self.latent, self.heads * (self.nope + self.value))
+        self.o_proj = Linear(self.heads * self.value, config.hidden_size)
+
+    def queries(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        """q_nope [B, T, H, N], roped q_rope [B, T, H, R]."""
+        if hasattr(self, "q_proj"):
+            q = self.q_proj(x_BTD)
+        else:
+            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+        q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split([self.nope, self.rope], dim=-1)
+        return q_nope, rotate(q_rope, context.rotations)
+
+    def latents(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        """Normed latent [B, T, C] and the roped key that all heads share [B, T, R]: what the cache holds."""
+        latent, k_rope = self.kv_a_proj_with_mqa(x_BTD).split([self.latent, self.rope], dim=-1)
+        k_rope = rotate(k_rope.unsqueeze(2), context.rotations).squeeze(2)
+        return self.kv_a_layernorm(latent), k_rope
+
+    def forward(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
+        q_nope, q_rope = self.queries(x_BTD, context)
+        latent, k_rope = self.latents(x_BTD, context)
+        if context.cache is not None:
+            latent, k_rope = self._through_cache(latent, k_rope, context.cache)
+            if x_BTD.shape[1] == 1:
+                return self.o_proj(self.absorbed(q_nope, q_rope, latent, k_rope, context.visible))
+        return self.o_proj(self.expanded(q_nope, q_rope, latent, k_rope, context))
+
+    def _through_cache(self, latent: Tensor, k_rope: Tensor, cache: object) -> tuple[Tensor, Tensor]:
+        if isinstance(cache, LatentCache):
+            kv_BSC = cache.update(torch.cat((latent, k_rope), dim=-1), self.layer_index).to(latent.dtype)
+            return kv_BSC[..., : self.latent], kv_BSC[..., self.latent :]
+        # A transformers cache wants a head axis.
+        latent, k_rope = cache.update(latent.unsqueeze(1), k_rope.unsqueeze(1), self.layer_index)  # type: ignore[attr-defined]
+        return latent.squeeze(1), k_rope.squeeze(1)
+
+    def expanded(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext
+    ) -> Tensor:
+        """Keys and values written out per head; [B, T, H*V]."""
+        kv = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1))
+        k_nope, v = kv.split([self.nope, self.value], dim=-1)
+        k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1)), dim=-1)
+        q = torch.cat((q_nope, q_rope), dim=-1)
+        if context.documents is None or context.cache is not None:
+            return scaled_dot_product(q, k, v, self.scale, context.visible).flatten(2)
+        q, k, v = (context.documents.split(x) for x in (q, k, v))
+        return context.documents.join(scaled_dot_product(q, k, v, self.scale, None)).flatten(2)
+
+    def absorbed(
+        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, visible: Tensor | None
+    ) -> Tensor:
+        """Attention in the latent space for one query token; [B, 1, H*V].
+
+        W_UK moves to the query's side and W_UV behind the weighted sum, so that nothing per head and position is
+        ever written out.
+        """
+        up_HNVC = self.kv_b_proj.weight.to(latent.dtype).view(self.heads, self.nope + self.value, self.latent)
+        w_uk, w_uv = up_HNVC[:, : self.nope], up_HNVC[:, self.nope :]
+        q_HBC = q_nope[:, 0].transpose(0, 1) @ w_uk
+        scores_BHS = q_HBC.transpose(0, 1) @ latent.transpose(1, 2) + q_rope[:, 0] @ k_rope.transpose(1, 2)
+        scores_BHS = scores_BHS.float() * self.scale
+        if visible is not None:
+            scores_BHS = scores_BHS.masked_fill(~visible[:, :, 0], float("-inf"))
+        out_BHC = scores_BHS.softmax(dim=-1).to(latent.dtype) @ latent
+        out_HBV = out_BHC.transpose(0, 1) @ w_uv.transpose(1, 2)
+        return out_HBV.transpose(0, 1).flatten(1).unsqueeze(1)
+

@@ -1,0 +1,55 @@
+"""`LatentCache`: what MLA keeps of the past, a normed latent and a roped key per token and layer.
+
+Shape suffixes: L layers, B rows, S positions, C kv latent, R rope dim. At V3's sizes C + R = 576.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from core_model.config import V3Config
+
+
+class LatentCache:
+    """A preallocated cache whose rows have lengths of their own.
+
+    A token of row b at position p is stored at index p, so that a query sees exactly the indices up to its own
+    position. Rows are compacted by `move`, and the batch in use is the first `rows` of the buffer.
+    """
+
+    def __init__(
+        self, config: V3Config, max_rows: int, max_positions: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+    ) -> None:
+        width = config.kv_lora_rank + config.qk_rope_head_dim
+        shape = (config.num_hidden_layers, max_rows, max_positions, width)
+        self.buffer_LBSC = torch.zeros(shape, dtype=dtype, device=device)
+        self._rows = slice(0, 0)
+        self._position_ids = torch.zeros(0, 0, dtype=torch.long)
+        self._end = 0
+
+    @property
+    def nbytes(self) -> int:
+        return self.buffer_LBSC.nbytes
+
+    def begin(self, first_row: int, position_ids: Tensor) -> None:
+        """Open rows [first_row, first_row + B) for one forward over `position_ids` [B, T]."""
+        self._rows = slice(first_row, first_row + position_ids.shape[0])
+        self._position_ids = position_ids
+        self._end = int(position_ids.max()) + 1
+
+    def update(self, kv_BTC: Tensor, layer_index: int) -> Tensor:
+        """Store [B, T, C+R] of the open rows and return their cache up to the furthest position, [B, S, C+R]."""
+        rows = self.buffer_LBSC[layer_index, self._rows]
+        index = self._position_ids[..., None].expand(-1, -1, rows.shape[-1])
+        rows.scatter_(1, index, kv_BTC.to(rows.dtype))
+        return rows[:, : self._end]
+
+    def visible(self) -> Tensor:
+        """Which cached positions each query may see, bool [B, 1, T, S]."""
+        keys = torch.arange(self._end, device=self._position_ids.device)
+        return (keys <= self._position_ids[..., None]).unsqueeze(1)
+
+    def move(self, source: int, target: int) -> None:
+        """Copy one row onto another."""
+        self.buffer_LBSC[:, target].copy_(self.buffer_LBSC[:, source])

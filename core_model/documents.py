@@ -1,0 +1,94 @@
+"""Attention that stays inside documents: packed rows and padded rows are the same problem.
+
+Tokens of several documents lie in one row (packing), or a row holds one document and padding. Either way the
+documents are gathered into a batch of their own, [documents, longest], where plain causal attention is exact and no
+mask is needed (padding comes after the last token of each document, so nothing attends to it). Kernels that know no
+block-diagonal masks keep their fast path, and the work is that of the documents, not of the whole row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Where each document's tokens are.
+
+    gather_NL: for document n and offset l the flat token index (0 where there is none).
+    slot_BT: for each token its place in the flattened [N, L]; the first free place for tokens of no document.
+    """
+
+    gather_NL: Tensor
+    slot_BT: Tensor
+    id_BT: Tensor  # the document of each token, -1 for padding
+
+    def split(self, x_BTHd: Tensor) -> Tensor:
+        """[B, T, ...] -> [N, L, ...]"""
+        flat = x_BTHd.flatten(0, 1)
+        return flat.index_select(0, self.gather_NL.flatten()).unflatten(0, self.gather_NL.shape)
+
+    def join(self, x_NLHd: Tensor) -> Tensor:
+        """[N, L, ...] -> [B, T, ...]; tokens of no document get some finite value."""
+        flat = x_NLHd.flatten(0, 1)
+        return flat.index_select(0, self.slot_BT.flatten()).unflatten(0, self.slot_BT.shape)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each document, [N]."""
+        return torch.bincount(self.id_BT[self.id_BT >= 0], minlength=self.gather_NL.shape[0])
+
+
+def document_ids(
+    position_ids: Tensor | None, attention_mask: Tensor | None, shape: tuple[int, int]
+) -> Tensor | None:
+    """Document number of each token [B, T], -1 for padding; None when every row is one whole document.
+
+    A document starts at each row's first token and wherever `position_ids` fall back to 0 inside it.
+    """
+    batch, length = shape
+    restarts = None
+    if position_ids is not None and length > 1:
+        restarts = position_ids.expand(batch, length) == 0
+        if not restarts[:, 1:].any():
+            restarts = None
+    real = None
+    if attention_mask is not None and not attention_mask.bool().all():
+        real = attention_mask.bool()
+    if restarts is None and real is None:
+        return None
+    device = position_ids.device if position_ids is not None else attention_mask.device  # type: ignore[union-attr]
+    starts = torch.zeros(batch, length, dtype=torch.bool, device=device) if restarts is None else restarts.clone()
+    starts[:, 0] = True
+    if real is None:
+        return starts.flatten().cumsum(0).view(batch, length) - 1
+    # A padded row is one document over its real tokens unless positions say otherwise.
+    starts &= real
+    first = real.int().argmax(dim=1)
+    rows = torch.arange(batch, device=device)
+    starts[rows, first] |= real.any(dim=1)
+    ids = starts.flatten().cumsum(0).view(batch, length) - 1
+    return ids.masked_fill(~real, -1)
+
+
+def find_documents(
+    position_ids: Tensor | None, attention_mask: Tensor | None, shape: tuple[int, int]
+) -> Documents | None:
+    """The documents of a batch, or None when every row is one document and plain causal attention is right."""
+    ids = document_ids(position_ids, attention_mask, shape)
+    if ids is None:
+        return None
+    flat = ids.flatten()
+    tokens = (flat >= 0).nonzero().squeeze(1)
+    lengths = torch.bincount(flat[tokens])
+    longest = int(lengths.max()) if len(tokens) else 1
+    offsets = torch.arange(len(tokens), device=flat.device) - (lengths.cumsum(0) - lengths)[flat[tokens]]
+    places = flat[tokens] * longest + offsets
+    gather = torch.zeros(max(len(lengths), 1) * longest, dtype=torch.long, device=flat.device)
+    gather[places] = tokens
+    slots = torch.zeros_like(flat)
+    slots[tokens] = places
+    return Documents(gather.view(-1, longest), slots.view(shape), ids)

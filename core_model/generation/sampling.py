@@ -1,0 +1,101 @@
+"""Choosing the next token of each row of a batch, every row by its own parameters and its own random stream.
+
+Shape suffixes: B rows, W vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one prompt is continued.
+
+    Args:
+        max_new_tokens: limit on generated tokens, stop token included.
+        temperature: 0 is greedy.
+        top_p, top_k: nucleus and top-k limits; 1.0 and 0 turn them off.
+        n: samples of the prompt.
+        seed: the random numbers of sample i depend on (seed, i) alone, not on the batch around it.
+        stop_ids: tokens that end a sample; the stop token is part of the completion.
+        logprobs: return the log-probability of each token under softmax(logits / temperature).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    n: int = 1
+    seed: int = 0
+    stop_ids: tuple[int, ...] = ()
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.n < 1:
+            raise ValueError(f"max_new_tokens and n must be at least 1, not {self.max_new_tokens} and {self.n}")
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
+            raise ValueError(f"temperature >= 0, 0 < top_p <= 1, top_k >= 0 are needed; got {self}")
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64: a bijection of 64-bit words whose outputs look independent."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def stream(seed: int, sample: int) -> np.uint64:
+    """The 64-bit key of one sample's random numbers."""
+    word = np.array([seed % 2**64], dtype=np.uint64)
+    return _mix(_mix(word + GAMMA) + GAMMA * np.uint64(sample + 1))[0]
+
+
+def uniforms(streams: np.ndarray, counters: np.ndarray) -> Tensor:
+    """The `counters[i]`-th uniform in [0, 1) of stream i, fp64 [B]."""
+    words = _mix(streams + GAMMA * (counters.astype(np.uint64) + np.uint64(1)))
+    return torch.from_numpy((words >> np.uint64(11)).astype(np.float64) * 2.0**-53)
+
+
+def restrict(logits_BW: Tensor, top_p_B: Tensor, top_k_B: Tensor) -> Tensor:
+    """-inf on tokens outside each row's top-k (0: all) and then outside its nucleus of mass top_p."""
+    ordered, index = logits_BW.sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(logits_BW.shape[-1], device=logits_BW.device)
+    limit = torch.where(top_k_B > 0, top_k_B, logits_BW.shape[-1])
+    ordered = ordered.masked_fill(rank >= limit[:, None], float("-inf"))
+    probs = ordered.softmax(dim=-1)
+    before = probs.cumsum(dim=-1) - probs  # a token stays if the mass before it has not reached top_p
+    ordered = ordered.masked_fill((before >= top_p_B[:, None]) & (rank > 0), float("-inf"))
+    return torch.empty_like(ordered).scatter_(1, index, ordered)
+
+
+def choose(
+    logits_BW: Tensor, temperature_B: Tensor, top_p_B: Tensor, top_k_B: Tensor, uniform_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Next token [B] and its log-probability [B] under softmax(logits / temperature); greedy rows use temperature 1.
+
+    Sampling inverts the cumulative distribution at `uniform_B`, in fp64.
+    """
+    greedy_B = temperature_B == 0
+    scaled = logits_BW.float() / torch.where(greedy_B, 1.0, temperature_B)[:, None]
+    if bool(greedy_B.all()):
+        tokens = scaled.argmax(dim=-1)
+    else:
+        kept = scaled
+        if bool((top_p_B < 1).any() or (top_k_B > 0).any()):
+            kept = restrict(scaled, top_p_B, top_k_B)
+        cdf = kept.double().softmax(dim=-1).cumsum(dim=-1)
+        drawn = torch.searchsorted(cdf, (uniform_B.to(cdf.device) * cdf[:, -1])[:, None], right=True).squeeze(1)
+        tokens = torch.where(greedy_B, scaled.argmax(dim=-1), drawn.clamp_max(logits_BW.shape[-1] - 1))
+    logprobs = scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(dim=-1)
+    return tokens, logprobs

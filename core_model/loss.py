@@ -1,0 +1,83 @@
+"""Cross-entropy that never holds [tokens, vocabulary] in fp32.
+
+Shape suffixes: N tokens, D model, W vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+CHUNK = 1024  # tokens whose logits exist at once
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Loss and gradients of a chunk in one pass, while its logits exist."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, chunk: int) -> Tensor:
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        dhidden = torch.empty_like(hidden_ND) if need_hidden else None
+        dweight = torch.zeros_like(weight_WD, dtype=torch.float32) if need_weight else None
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(hidden_ND), chunk):
+            part = slice(start, start + chunk)
+            log_probs = torch.log_softmax((hidden_ND[part] @ weight_WD.T).float(), dim=-1)
+            labels = labels_N[part, None]
+            total -= log_probs.gather(1, labels).sum()
+            if need_hidden or need_weight:
+                dlogits = log_probs.exp_()
+                dlogits.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=dlogits.dtype))
+                dlogits = dlogits.to(hidden_ND.dtype)
+                if dhidden is not None:
+                    torch.mm(dlogits, weight_WD, out=dhidden[part])
+                if dweight is not None:
+                    dweight += dlogits.T @ hidden_ND[part]
+        ctx.save_for_backward(dhidden, dweight)
+        ctx.weight_dtype = weight_WD.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dhidden, dweight = ctx.saved_tensors
+        (scale,) = grads
+        return (
+            None if dhidden is None else dhidden * scale.to(dhidden.dtype),
+            None if dweight is None else (dweight * scale).to(ctx.weight_dtype),
+            None,
+            None,
+        )
+
+
+def cross_entropy_sum(hidden: Tensor, weight_WD: Tensor, labels: Tensor, chunk: int = CHUNK) -> Tensor:
+    """Sum over tokens of -log p(label), fp32 scalar; labels of IGNORE are left out before any work.
+
+    Args:
+        hidden: [..., D], states for the output head.
+        weight_WD: the head.
+        labels: [...], the token each state should predict.
+    """
+    hidden_ND, labels_N = hidden.flatten(0, -2), labels.flatten()
+    if not torch.is_grad_enabled():
+        weight_WD = weight_WD.detach()  # else the function below works out a gradient that nobody asks for
+    kept = (labels_N != IGNORE).nonzero().squeeze(1)
+    if len(kept) < len(labels_N):
+        hidden_ND, labels_N = hidden_ND.index_select(0, kept), labels_N.index_select(0, kept)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_WD.to(hidden_ND.dtype), labels_N, chunk)
+
+
+@torch.no_grad()
+def token_losses(hidden_BTD: Tensor, weight_WD: Tensor, labels_BT: Tensor, chunk: int = CHUNK) -> Tensor:
+    """-log p(label) of each token, fp32 [B, T]; 0 where the label is IGNORE. For evaluation."""
+    hidden_ND, labels_N = hidden_BTD.flatten(0, 1), labels_BT.flatten()
+    weight_WD = weight_WD.to(hidden_ND.dtype)
+    losses = hidden_ND.new_zeros(len(labels_N), dtype=torch.float32)
+    for start in range(0, len(hidden_ND), chunk):
+        part = slice(start, start + chunk)
+        losses[part] = torch.nn.functional.cross_entropy(
+            (hidden_ND[part] @ weight_WD.T).float(), labels_N[part], ignore_index=IGNORE, reduction="none"
+        )
+    return losses.view_as(labels_BT)

@@ -1,0 +1,315 @@
+"""DeepSeek-V3: `V3Model` (backbone) and `V3ForCausalLM` (head, losses, the Hugging Face face).
+
+Shape suffixes: B batch, T tokens, D model, W vocabulary.
+Source: V3 report §2. Parameter names are those of the published checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from core_model import rope
+from core_model.attention import AttentionContext
+from core_model.cache import LatentCache
+from core_model.config import V3Config
+from core_model.decoder import DecoderLayer
+from core_model.documents import find_documents
+from core_model.loss import IGNORE, cross_entropy_sum
+from core_model.moe.balance import sequence_balance_loss
+from core_model.moe.gate import Gate, Routing
+from core_model.mtp import MTPLayer, shift_left, targets
+from core_model.norm import RMSNorm
+from core_model.precision import KeepsFp32Buffers, Linear
+
+
+@dataclass
+class V3ModelOutput(BaseModelOutputWithPast):
+    """last_hidden_state is normed. `context` and `routings` are what MTP and the balance loss need."""
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: Any = None
+    context: AttentionContext | None = None
+    routings: list[Routing] | None = None
+
+
+@dataclass
+class V3CausalLMOutput(CausalLMOutputWithPast):
+    """loss = lm_loss + mtp_weight * mean over depths of mtp_losses + balance_alpha * balance_loss."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Any = None
+    lm_loss: Tensor | None = None
+    mtp_losses: tuple[Tensor, ...] | None = None
+    balance_loss: Tensor | None = None
+
+
+@dataclass
+class LossWeights:
+    """Training-only numbers; they come from the recipe and change along its schedule."""
+
+    mtp: float = 0.0  # lambda of Eq. 25
+    balance: float = 0.0  # alpha of Eq. 17
+
+
+class V3PreTrainedModel(PreTrainedModel):
+    config: V3Config
+    config_class = V3Config
+    base_model_prefix = "model"
+    _no_split_modules = ("DecoderLayer", "MTPLayer")
+    _supports_sdpa = True
+    _keep_in_fp32_modules_strict = ("e_score_correction_bias",)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Left to `initialize`, which takes its standard deviation from the recipe and its seed explicitly."""
+
+
+class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
+    """The backbone; `layers` holds the main layers and, after them, the MTP modules (as the checkpoint does).
+
+    compute_dtype: activations are cast to it after the embedding and every product follows them; None keeps the
+    embedding's dtype.
+    """
+
+    fp32_buffers = ("inv_freq",)
+
+    def __init__(self, config: V3Config) -> None:
+        super().__init__(config)
+        self.compute_dtype: torch.dtype | None = None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        main, depth = config.num_hidden_layers, config.num_nextn_predict_layers
+        self.layers = nn.ModuleList(
+            [DecoderLayer(config, i) for i in range(main)] + [MTPLayer(config, main + k) for k in range(depth)]
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        inv_freq = rope.inverse_frequencies(config.qk_rope_head_dim, config.rope_theta, config.rope_scaling)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed_tokens
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        embedding = self.embed_tokens(input_ids)
+        return embedding if self.compute_dtype is None else embedding.to(self.compute_dtype)
+
+    def mtp_layers(self) -> list[MTPLayer]:
+        return cast(list[MTPLayer], list(self.layers[self.config.num_hidden_layers :]))
+
+    def attention_context(
+        self, shape: tuple[int, int], position_ids: Tensor | None, attention_mask: Tensor | None, cache: Any
+    ) -> AttentionContext:
+        """Positions, documents and visibility, once for all layers."""
+        batch, length = shape
+        device = self.embed_tokens.weight.device
+        past = 0 if cache is None or isinstance(cache, LatentCache) else cache.get_seq_length()
+        if isinstance(cache, LatentCache):
+            assert position_ids is not None, "a LatentCache stores by position: pass position_ids"
+            visible = None if length > 1 and bool((position_ids[:, 0] == 0).all()) else cache.visible()
+            documents = None
+        elif cache is not None:
+            visible = _visible(attention_mask, batch, length, past, device)
+            documents = None
+        else:
+            visible = None
+            documents = find_documents(position_ids, attention_mask, shape)
+        if position_ids is None:
+            position_ids = torch.arange(past, past + length, device=device).unsqueeze(0)
+        inv_freq = cast(Tensor, self.inv_freq)
+        rotations = rope.rotations(position_ids, inv_freq, rope.amplitude(self.config.rope_scaling))
+        return AttentionContext(rotations, documents, visible, cache)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool = False,
+        **kwargs: Any,
+    ) -> V3ModelOutput:
+        """Run the main layers.
+
+        Args:
+            input_ids: [B, T]; or inputs_embeds [B, T, D].
+            attention_mask: [B, T] (with a cache: [B, past + T]), 0 for padding on either side.
+            position_ids: [B, T]; positions that fall back to 0 inside a row start a new document, and documents do
+                not see each other.
+            past_key_values: a transformers cache or a `LatentCache`; the latter is opened here.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass input_ids or inputs_embeds, one of them")
+        x_BTD = self.embed(input_ids) if input_ids is not None else cast(Tensor, inputs_embeds)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        context = self.attention_context((x_BTD.shape[0], x_BTD.shape[1]), position_ids, attention_mask, past_key_values)
+        routings = []
+        for layer in self.layers[: self.config.num_hidden_layers]:
+            x_BTD, routing = layer(x_BTD, context)
+            if routing is not None:
+                routings.append(routing)
+        return V3ModelOutput(self.norm(x_BTD), past_key_values, context=context, routings=routings)
+
+
+def _visible(attention_mask: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor | None:
+    """What queries past .. past + length see of a cache, bool [B, 1, T, S]; None for plain causal or everything."""
+    padded = attention_mask is not None and not attention_mask.bool().all()
+    if not padded and (past == 0 or length == 1):
+        return None
+    queries = torch.arange(past, past + length, device=device)
+    visible = (torch.arange(past + length, device=device) <= queries[:, None]).expand(batch, 1, -1, -1)
+    if padded:
+        assert attention_mask is not None
+        keys = attention_mask.bool()[:, None, None, :]
+        # A padded query sees nothing real; let it see itself, so that its softmax is finite.
+        itself = torch.arange(past + length, device=device) == queries[:, None]
+        visible = (visible & keys) | itself
+    return visible
+
+
+class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
+    """V3 with its head. `loss_weights` turns the MTP and balance losses on; both are off until a recipe sets them."""
+
+    _tied_weights_keys = None
+
+    def __init__(self, config: V3Config) -> None:
+        super().__init__(config)
+        self.model = V3Model(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.loss_weights = LossWeights()
+        self.post_init()
+
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        return self.model.compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype | None) -> None:
+        self.model.compute_dtype = dtype
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = cast(Linear, new_embeddings)
+
+    @torch.no_grad()
+    def initialize(self, std: float, seed: int) -> V3ForCausalLM:
+        """Draw every matrix from N(0, std^2) (V3 §4.2: 0.006), norms 1, routing biases 0; the same for a seed."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, RMSNorm):
+                module.weight.fill_(1.0)
+            elif isinstance(module, Gate):
+                module.e_score_correction_bias.zero_()
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, std, generator=generator)
+        return self
+
+    def mtp_states(self, input_ids: Tensor, backbone: V3ModelOutput) -> Iterator[tuple[Tensor, Routing | None]]:
+        """Normed state [B, T, D] and routing of each MTP depth, for a forward over whole sequences."""
+        hidden, context = cast(Tensor, backbone.last_hidden_state), cast(AttentionContext, backbone.context)
+        for depth, layer in enumerate(self.model.mtp_layers(), 1):
+            embedding = self.model.embed(shift_left(input_ids, depth, 0))
+            hidden, routing = layer.predict(hidden, embedding, context)
+            yield hidden, routing
+
+    def losses(
+        self, input_ids: Tensor, labels: Tensor, backbone: V3ModelOutput, normaliser: Tensor | float | None = None
+    ) -> V3CausalLMOutput:
+        """All losses of one forward.
+
+        Args:
+            labels: [B, T], the token at each position or IGNORE (not shifted).
+            normaliser: what sums are divided by; default the number of targets of the main head. Every depth is
+                divided by the same number (Eq. 24 divides by T at all depths).
+        """
+        weight, context = self.lm_head.weight, cast(AttentionContext, backbone.context)
+        documents = None if context.documents is None else context.documents.id_BT
+        main_targets = targets(labels, 0, documents, IGNORE)
+        if normaliser is None:
+            normaliser = (main_targets != IGNORE).sum().clamp_min(1)
+        lm_loss = cross_entropy_sum(cast(Tensor, backbone.last_hidden_state), weight, main_targets) / normaliser
+        routings = list(backbone.routings or [])
+        loss, mtp_losses = lm_loss, []
+        if self.loss_weights.mtp:
+            for depth, (hidden, routing) in enumerate(self.mtp_states(input_ids, backbone), 1):
+                depth_targets = targets(labels, depth, documents, IGNORE)
+                mtp_losses.append(cross_entropy_sum(hidden, weight, depth_targets) / normaliser)
+                if routing is not None:
+                    routings.append(routing)
+            if mtp_losses:
+                loss = loss + self.loss_weights.mtp * torch.stack(mtp_losses).mean()
+        balance_loss = None
+        if self.loss_weights.balance and routings:
+            balance_loss = torch.stack(
+                [sequence_balance_loss(r.scores_TE, self.config.num_experts_per_tok, len(labels)) for r in routings]
+            ).sum()
+            loss = loss + self.loss_weights.balance * balance_loss
+        return V3CausalLMOutput(
+            loss=loss,
+            lm_loss=lm_loss.detach(),
+            mtp_losses=tuple(x.detach() for x in mtp_losses),
+            balance_loss=None if balance_loss is None else balance_loss.detach(),
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | float | None = None,
+        **kwargs: Any,
+    ) -> V3CausalLMOutput:
+        """Losses when `labels` are given (no logits are made then), else logits fp32 [B, T or logits_to_keep, W]."""
+        use_cache = use_cache and labels is None  # a cache would bypass the isolation of packed documents
+        backbone = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        if labels is not None:
+            if input_ids is None:
+                raise ValueError("the MTP losses need input_ids, not inputs_embeds")
+            return self.losses(input_ids, labels, backbone, num_items_in_batch)
+        hidden = backbone.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(hidden[:, kept]).float()
+        return V3CausalLMOutput(logits=logits, past_key_values=backbone.past_key_values)
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+    ) -> None:
+        """Write a folder in DeepSeek's format; see `core_model.checkpoint.save_folder`."""
+        from core_model.checkpoint import save_folder
+
+        save_folder(self, Path(save_directory), state_dict=state_dict, dtype=kwargs.get("dtype"))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **overrides: Any) -> V3ForCausalLM:  # type: ignore[override]
+        """Load a folder in DeepSeek's format; `overrides` replace configuration fields (a stage's `rope_scaling`).
+
+        Raises:
+            InputError: a file is missing, damaged, or of another model.
+        """
+        from core_model.checkpoint import load_folder
+
+        return load_folder(Path(folder), overrides)
+
+
+AutoConfig.register(V3Config.model_type, V3Config)
+AutoModelForCausalLM.register(V3Config, V3ForCausalLM)

@@ -1,0 +1,88 @@
+"""Load balance: the routing bias, the sequence-wise loss, the statistics that show both at work.
+
+Shape suffixes: B sequences, T tokens a sequence, E experts, K experts per token.
+Source: V3 report Eq. 16-20, §4.2; Wang et al. 2024 (auxiliary-loss-free balancing), Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from core_model.moe.gate import Gate, top_k_low_index
+
+
+def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
+    """Every router of a model, with its name."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, Gate))
+
+
+def sequence_balance_loss(scores_TE: Tensor, top_k: int, sequences: int) -> Tensor:
+    """Mean over sequences of sum_i f_i P_i, before alpha; 1 for a perfectly even router.
+
+    f_i counts the unbiased top-k of each token (times E / (K T)); P_i is the mean normalised score. The gradient
+    flows through P alone.
+    """
+    scores_BTE = scores_TE.unflatten(0, (sequences, -1))
+    experts, length = scores_TE.shape[-1], scores_BTE.shape[1]
+    chosen = top_k_low_index(scores_BTE.detach(), top_k).flatten(1)
+    counts_BE = torch.zeros(sequences, experts, device=scores_TE.device).scatter_add_(
+        1, chosen, torch.ones_like(chosen, dtype=torch.float32)
+    )
+    f_BE = counts_BE * (experts / (top_k * length))
+    p_BE = (scores_BTE / scores_BTE.sum(dim=-1, keepdim=True)).mean(dim=1)
+    return (f_BE * p_BE).sum(dim=-1).mean()
+
+
+@torch.no_grad()
+def update_routing_bias(model: nn.Module, speed: float) -> None:
+    """Move each router's bias by `speed` against the load seen since the last update, then forget that load.
+
+    b_i += speed * sign(mean load - load_i), then centred: only differences matter, and the common drift of the
+    published rule would make the bias range meaningless in long runs. To be called once per optimiser step, on the
+    load of the whole batch.
+    """
+    for _, gate in gates(model):
+        load = gate.tokens_per_expert.float()
+        if speed and load.sum() > 0:
+            bias = gate.e_score_correction_bias
+            bias += speed * torch.sign(load.mean() - load)
+            bias -= bias.mean()
+        gate.tokens_per_expert.zero_()
+
+
+@dataclass(frozen=True)
+class RouterStatistics:
+    """One router's balance over the tokens counted since the last bias update.
+
+    max_violation: (largest load - mean) / mean (0 is even). dead: share of experts without a token.
+    entropy: of the load distribution, over ln E (1 is even). bias_range: largest minus smallest bias.
+    """
+
+    load: list[int]
+    max_violation: float
+    dead: float
+    entropy: float
+    bias_range: float
+
+
+def router_statistics(model: nn.Module) -> dict[str, RouterStatistics]:
+    """Statistics by router name, for routers that have counted any token."""
+    found = {}
+    for name, gate in gates(model):
+        load = gate.tokens_per_expert.float()
+        if load.sum() == 0:
+            continue
+        share = load / load.sum()
+        entropy = -(share * share.clamp_min(1e-12).log()).sum() / torch.tensor(float(len(load))).log()
+        found[name] = RouterStatistics(
+            load=gate.tokens_per_expert.tolist(),
+            max_violation=float(load.max() / load.mean() - 1),
+            dead=float((load == 0).float().mean()),
+            entropy=float(entropy),
+            bias_range=float(gate.e_score_correction_bias.max() - gate.e_score_correction_bias.min()),
+        )
+    return found

@@ -1,0 +1,74 @@
+"""The router: sigmoid scores, a bias used for selection only, node-limited top-k.
+
+Shape suffixes: T tokens, D model, E experts, K experts per token, G groups.
+Source: V3 report Eq. 12-16 and §2.1.2; deepseek-ai/DeepSeek-V3 inference/model.py (`Gate`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core_model.config import V3Config
+from core_model.precision import KeepsFp32Buffers
+
+
+class Routing(NamedTuple):
+    """indices_TK (int64), weights_TK (fp32, with gradient), scores_TE (fp32 sigmoid, with gradient)."""
+
+    indices_TK: Tensor
+    weights_TK: Tensor
+    scores_TE: Tensor
+
+
+def top_k_low_index(x: Tensor, k: int) -> Tensor:
+    """Indices of the k largest of the last dimension, ties to the lower index (torch.topk leaves ties open)."""
+    return x.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+
+
+class Gate(KeepsFp32Buffers):
+    """Chooses K of E experts for every token; all of it in fp32.
+
+    The bias is a persistent buffer, never touched by autograd: `balance.update_routing_bias` moves it. While
+    training, every forward adds its choices to `tokens_per_expert` until that update resets them.
+    """
+
+    fp32_buffers = ("e_score_correction_bias",)
+    e_score_correction_bias: Tensor
+    tokens_per_expert: Tensor
+
+    def __init__(self, config: V3Config) -> None:
+        super().__init__()
+        assert config.n_routed_experts is not None
+        self.experts = config.n_routed_experts
+        self.top_k = config.num_experts_per_tok
+        self.groups, self.top_groups = config.n_group, config.topk_group
+        self.normalise, self.scaling = config.norm_topk_prob, config.routed_scaling_factor
+        self.weight = nn.Parameter(torch.zeros(self.experts, config.hidden_size))
+        self.register_buffer("e_score_correction_bias", torch.zeros(self.experts, dtype=torch.float32))
+        self.register_buffer("tokens_per_expert", torch.zeros(self.experts, dtype=torch.int64), persistent=False)
+
+    def select(self, scores_TE: Tensor) -> Tensor:
+        """indices_TK by biased score, within the `topk_group` groups whose two best sum highest."""
+        biased = scores_TE + self.e_score_correction_bias
+        if self.groups > 1:
+            grouped_TGE = biased.unflatten(-1, (self.groups, -1))
+            group_scores = grouped_TGE.topk(2, dim=-1).values.sum(dim=-1)
+            kept = torch.zeros_like(group_scores, dtype=torch.bool)
+            kept.scatter_(1, top_k_low_index(group_scores, self.top_groups), True)
+            # -inf, not 0: a fresh model's biased scores may be negative.
+            biased = grouped_TGE.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(1)
+        return top_k_low_index(biased, self.top_k)
+
+    def forward(self, x_TD: Tensor) -> Routing:
+        scores_TE = F.linear(x_TD.float(), self.weight.float()).sigmoid()
+        indices_TK = self.select(scores_TE.detach())
+        weights_TK = scores_TE.gather(1, indices_TK)
+        if self.normalise:
+            weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + 1e-20)
+        if self.training and torch.is_grad_enabled():
+            self.tokens_per_expert += torch.bincount(indices_TK.flatten(), minlength=self.experts)
+        return Routing(indices_TK, weights_TK * self.scaling, scores_TE)

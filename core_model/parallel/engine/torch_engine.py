@@ -1,0 +1,124 @@
+"""The plain torch engine: one device, fp32 master weights, fused AdamW. The reference for every other adapter.
+
+Shape suffixes: B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from core_model.checkpoint import load_weights, save_folder
+from core_model.loss import IGNORE
+from core_model.model import V3ForCausalLM
+from core_model.moe.balance import RouterStatistics, router_statistics, update_routing_bias
+
+OPTIMIZER = "optimizer.pt"
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """input_ids and labels [B, T]; labels are the token at each position, or IGNORE. position_ids isolate documents."""
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor | None = None
+
+    @property
+    def targets(self) -> int:
+        """Tokens the main head predicts."""
+        return int((self.labels[:, 1:] != IGNORE).sum())
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """Means over the tokens of one step."""
+
+    loss: float
+    lm: float
+    mtp: float
+    balance: float
+
+
+class TorchEngine:
+    """Owns the optimiser of a model on one device.
+
+    Args:
+        betas, eps, weight_decay: AdamW's; decay on matrices only.
+        clip: limit of the gradient norm.
+    """
+
+    def __init__(
+        self,
+        model: V3ForCausalLM,
+        *,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        clip: float = 1.0,
+    ) -> None:
+        self.model, self.clip = model, clip
+        matrices = [p for p in model.parameters() if p.dim() > 1]
+        vectors = [p for p in model.parameters() if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+
+    def forward_backward(self, batches: list[MicroBatch]) -> StepLosses:
+        """Accumulate the gradients of one step; every token weighs the same, whatever its micro-batch.
+
+        The balance loss is a mean over sequences, so each micro-batch's counts by its share of the tokens.
+        """
+        self.model.train()
+        total = sum(batch.targets for batch in batches)
+        lm = mtp = balance = loss_sum = 0.0
+        for batch in batches:
+            share = batch.targets / total
+            backbone = self.model.model(batch.input_ids, position_ids=batch.position_ids)
+            out = self.model.losses(batch.input_ids, batch.labels, backbone, normaliser=batch.targets)
+            assert out.loss is not None and out.lm_loss is not None
+            (out.loss * share).backward()
+            loss_sum += float(out.loss.detach()) * share
+            lm += float(out.lm_loss) * share
+            if out.mtp_losses:
+                mtp += float(torch.stack(out.mtp_losses).mean()) * share
+            if out.balance_loss is not None:
+                balance += float(out.balance_loss) * share
+        return StepLosses(loss_sum, lm, mtp, balance)
+
+    def grad_norm(self) -> Tensor:
+        """Norm of all gradients, before clipping."""
+        return torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+
+    def router_statistics(self) -> dict[str, RouterStatistics]:
+        """Balance over the tokens since the last step."""
+        return router_statistics(self.model)
+
+    def step(self, learning_rate: float, bias_speed: float) -> float:
+        """Clip, update weights and routing biases, drop gradients; returns the gradient norm before clipping.
+
+        Raises:
+            FloatingPointError: the gradient is not finite; nothing was updated.
+        """
+        norm = self.grad_norm()
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {float(norm)}: the weights are as before this step")
+        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        update_routing_bias(self.model, bias_speed)
+        return float(norm)
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimiser state into `folder`."""
+        save_folder(self.model, folder / "model")
+        torch.save(self.optimizer.state_dict(), folder / OPTIMIZER)
+
+    def load(self, folder: Path) -> None:
+        """Take back what `save` wrote, bit for bit."""
+        load_weights(self.model, folder / "model")
+        self.optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))

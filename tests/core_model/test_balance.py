@@ -1,0 +1,144 @@
+"""Load balance: the bias follows the load, the sequence loss is Eq. 17-20, the statistics say what they claim."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import random_model, random_tokens, reference_balance_loss, tiny_config
+from torch import nn
+
+from core_model.moe.balance import gates, router_statistics, sequence_balance_loss, update_routing_bias
+from core_model.moe.gate import Gate
+
+
+@pytest.fixture
+def gate() -> Gate:
+    return Gate(tiny_config(n_routed_experts=4, n_group=1, topk_group=1))
+
+
+def test_the_bias_rises_for_idle_experts_and_falls_for_busy_ones(gate):
+    gate.tokens_per_expert.copy_(torch.tensor([10, 0, 5, 5]))
+    update_routing_bias(gate, 0.001)
+    torch.testing.assert_close(gate.e_score_correction_bias, torch.tensor([-0.001, 0.001, 0.0, 0.0]))
+
+
+def test_only_the_sign_of_the_violation_counts(gate):
+    gate.tokens_per_expert.copy_(torch.tensor([1000, 1, 2, 3]))
+    update_routing_bias(gate, 0.01)
+    bias = gate.e_score_correction_bias
+    torch.testing.assert_close(bias[1:], bias[1].expand(3))
+    torch.testing.assert_close(bias[1] - bias[0], torch.tensor(0.02))
+
+
+def test_the_bias_is_centred_so_that_it_cannot_drift(gate):
+    gate.e_score_correction_bias.copy_(torch.tensor([5.0, 5.1, 5.2, 4.7]))
+    for _ in range(50):
+        gate.tokens_per_expert.copy_(torch.tensor([9, 1, 1, 1]))
+        update_routing_bias(gate, 0.01)
+    bias = gate.e_score_correction_bias
+    assert abs(float(bias.mean())) < 1e-6
+    torch.testing.assert_close(bias[2] - bias[1], torch.tensor(0.1))
+
+
+def test_an_update_forgets_the_load_and_without_load_or_speed_the_bias_stays(gate):
+    gate.tokens_per_expert.copy_(torch.tensor([3, 1, 0, 0]))
+    update_routing_bias(gate, 0.0)
+    assert gate.tokens_per_expert.sum() == 0 and gate.e_score_correction_bias.abs().max() == 0
+    update_routing_bias(gate, 0.5)
+    assert gate.e_score_correction_bias.abs().max() == 0
+
+
+def test_repeated_updates_even_out_a_skewed_router():
+    gate = Gate(tiny_config(hidden_size=8, n_group=1, topk_group=1)).train()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        gate.weight.copy_(torch.eye(8))
+    x = torch.randn(512, 8, generator=generator) + torch.linspace(2, -2, 8)
+    gate(x)
+    before = router_statistics(gate)[""].max_violation
+    update_routing_bias(gate, 0.0)
+    for _ in range(150):
+        gate(x)
+        update_routing_bias(gate, 0.01)
+    gate(x)
+    after = router_statistics(gate)[""]
+    assert before > 1.5 and after.max_violation < 0.2 and after.dead == 0
+
+
+def test_every_router_of_a_model_is_found_mtp_included():
+    model = random_model(tiny_config(num_nextn_predict_layers=2))
+    assert [name for name, _ in gates(model)] == [f"model.layers.{i}.mlp.gate" for i in (1, 2, 3, 4)]
+
+
+def aux_fi(indices: list[list[int]], experts: int, top_k: int) -> list[float]:
+    """DeepSeek's own f_i (TileKernels `aux_fi`): count E / (tokens K), -1 for no expert."""
+    counts = [sum(row.count(e) for row in indices) for e in range(experts)]
+    return [count * experts / (len(indices) * top_k) for count in counts]
+
+
+def test_the_loss_weighs_probabilities_by_deepseeks_aux_fi():
+    assert aux_fi([[0, 1], [0, 2], [0, -1]], 4, 2) == pytest.approx([2.0, 0.6667, 0.6667, 0.0], abs=5e-5)
+    # The same counts with a whole third row: expert 3 takes the place of -1. P is then read off the gradient:
+    # with scores that sum to one in every row, dL/ds of an expert not chosen differs by f_i alone.
+    scores = torch.tensor([[0.5, 0.3, 0.1, 0.1], [0.5, 0.1, 0.3, 0.1], [0.5, 0.1, 0.1, 0.3]])
+    f = aux_fi([[0, 1], [0, 2], [0, 3]], 4, 2)
+    expected = sum(f_i * p_i for f_i, p_i in zip(f, scores.mean(0).tolist(), strict=True))
+    assert float(sequence_balance_loss(scores, 2, 1)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_even_router_costs_one_and_a_collapsed_one_more():
+    even = torch.eye(4).mul(0.6).add(0.1).repeat(2, 1)
+    collapsed = torch.tensor([[0.9, 0.1, 0.1, 0.1]]).repeat(8, 1)
+    assert float(sequence_balance_loss(even, 1, 1)) == pytest.approx(1.0, abs=1e-6)
+    assert float(sequence_balance_loss(collapsed, 1, 1)) == pytest.approx(4 * 0.75, abs=1e-6)
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(2, 6), st.integers(0, 999))
+@settings(max_examples=25, deadline=None)
+def test_the_loss_equals_the_reference_averaged_over_sequences(sequences, length, experts, seed):
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(sequences * length, experts, generator=generator, dtype=torch.float64) + 0.01
+    top_k = 1 + seed % experts
+    ours, theirs = scores.float().requires_grad_(), scores.float().requires_grad_()
+    loss = sequence_balance_loss(ours, top_k, sequences)
+    expected = torch.stack([reference_balance_loss(part, top_k) for part in theirs.chunk(sequences)]).mean()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_counts_unbiased_choices():
+    """Eq. 18 ranks s, not s + b: a bias moves the routing and leaves this loss as it is."""
+    model = random_model(tiny_config()).train()
+    model.loss_weights.balance = 1.0
+    tokens = random_tokens(2, 9)
+    first_router = model.model.layers[1].mlp.gate
+    routing = model.model(tokens).routings[0]
+    before = sequence_balance_loss(routing.scores_TE, 2, 2)
+    with torch.no_grad():
+        first_router.e_score_correction_bias.copy_(torch.linspace(-9, 9, 8))
+    moved = model.model(tokens).routings[0]
+    assert not torch.equal(moved.indices_TK, routing.indices_TK)
+    torch.testing.assert_close(sequence_balance_loss(moved.scores_TE, 2, 2), before)
+
+
+def test_statistics_of_a_known_load(gate):
+    gate.tokens_per_expert.copy_(torch.tensor([6, 2, 0, 0]))
+    gate.e_score_correction_bias.copy_(torch.tensor([-0.5, 0.25, 0.0, 0.25]))
+    (found,) = router_statistics(nn.ModuleDict({"router": gate})).items()
+    name, statistics = found
+    assert (name, statistics.load) == ("router", [6, 2, 0, 0])
+    assert statistics.max_violation == pytest.approx(2.0)
+    assert statistics.dead == 0.5
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(4)
+    assert statistics.entropy == pytest.approx(entropy, abs=1e-6)
+    assert statistics.bias_range == pytest.approx(0.75)
+
+
+def test_routers_without_tokens_have_no_statistics(gate):
+    assert router_statistics(gate) == {}

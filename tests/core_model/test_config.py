@@ -1,0 +1,110 @@
+"""Configuration: published fields, consistency checks, no silently ignored field."""
+
+from __future__ import annotations
+
+import pytest
+from reference import TINY, tiny_config
+
+from core_model.config import PRESETS, YARN_V3, V3Config
+
+
+def test_the_default_is_the_published_671b_configuration():
+    config = V3Config.preset("671b")
+    published = {
+        "first_k_dense_replace": 3,
+        "n_group": 8,
+        "topk_group": 4,
+        "num_experts_per_tok": 8,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "hidden_size": 7168,
+        "intermediate_size": 18432,
+        "moe_intermediate_size": 2048,
+        "num_hidden_layers": 61,
+        "num_nextn_predict_layers": 1,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 163840,
+        "vocab_size": 129280,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "rope_scaling": None,  # plain RoPE in pre-training; YaRN belongs to the extension stages
+    }
+    assert {name: getattr(config, name) for name in published} == published
+    assert config.qk_head_dim == 192
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_consistent(name):
+    assert V3Config.preset(name).hidden_size > 0
+
+
+def test_nano_has_every_part_of_v3():
+    nano = V3Config.preset("nano")
+    assert nano.num_nextn_predict_layers >= 1 and nano.n_shared_experts >= 1 and nano.q_lora_rank
+    assert 0 < nano.first_k_dense_replace < nano.num_hidden_layers
+    assert 1 < nano.topk_group < nano.n_group
+    assert not nano.is_moe_layer(0) and nano.is_moe_layer(nano.num_hidden_layers)
+
+
+def test_overrides_replace_preset_fields():
+    config = V3Config.preset("nano", vocab_size=77, rope_scaling=YARN_V3)
+    assert (config.vocab_size, config.rope_scaling) == (77, YARN_V3)
+    assert V3Config.preset("nano").vocab_size != 77
+
+
+def test_a_mistyped_field_is_refused():
+    with pytest.raises(ValueError, match="rope_scalling"):
+        V3Config.preset("nano", rope_scalling=None)
+
+
+def test_an_unknown_preset_names_those_that_exist():
+    with pytest.raises(ValueError, match=r"nano.*671b"):
+        V3Config.preset("micro")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"qk_rope_head_dim": 5}, "qk_rope_head_dim must be even"),
+        ({"qk_nope_head_dim": 5}, "qk_nope_head_dim must be even"),
+        ({"kv_lora_rank": 5}, "kv_lora_rank must be even"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads"),
+        ({"hidden_act": "gelu"}, "silu"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings"),
+        ({"n_group": 3}, "multiple of n_group"),
+        ({"topk_group": 5}, "topk_group 5 exceeds"),
+        ({"topk_group": 1, "num_experts_per_tok": 3}, "num_experts_per_tok"),
+        ({"n_group": 8, "topk_group": 8}, "two experts"),
+        ({"scoring_func": "softmax"}, "sigmoid"),
+        ({"moe_layer_freq": 2}, "moe_layer_freq"),
+        ({"rope_scaling": {**YARN_V3, "type": "linear"}}, "yarn"),
+        ({"rope_scaling": "yarn"}, "dictionary"),
+        ({"rope_scaling": {"type": "yarn"}}, "factor and original_max_position_embeddings"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"hidden_size": 32.0}, "hidden_size"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"num_attention_heads": -2, "num_key_value_heads": -2}, "num_attention_heads"),
+        ({"q_lora_rank": 0}, "q_lora_rank"),
+        ({"n_group": 0}, "n_group"),
+        ({"num_nextn_predict_layers": -1}, "num_nextn_predict_layers"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**overrides)
+
+
+def test_a_dense_model_needs_no_expert_fields_to_fit():
+    config = tiny_config(n_routed_experts=None, n_group=3)
+    assert not any(config.is_moe_layer(i) for i in range(TINY["num_hidden_layers"] + 1))
+
+
+def test_trl_finds_what_it_reads():
+    assert V3Config.auto_map == {}
+    assert V3Config.model_type == "trivium_v3"
