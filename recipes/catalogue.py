@@ -1,0 +1,101 @@
+"""What `trivium list`, `check` and `doctor` show."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from core_model.errors import InputError
+from recipes.loader import load_recipe, read_yaml
+from recipes.pipeline import check_recipe, is_pipeline, missing_inputs, plan_pipeline
+
+
+def find_recipes(folder: Path) -> dict[Path, dict[str, Any]]:
+    """The recipes and pipelines under a folder and what is in them ({} for one that cannot be read).
+
+    YAML files of another kind, such as accelerate's, have neither a stage nor stages and are left out.
+    """
+    if not folder.is_dir():
+        raise InputError(folder, expected="a folder of recipes", found="no such folder")
+    found = {}
+    for path in sorted(folder.rglob("*.yaml")):
+        try:
+            data = read_yaml(path)[0]
+        except InputError:
+            data = {}
+        if not data or data.keys() & {"stage", "stages"}:
+            found[path] = data
+    return found
+
+
+def print_catalogue(folder: Path) -> None:
+    """A table of the recipes under `folder`."""
+    table = Table("recipe", "stage", "name", "what it is", box=None, pad_edge=False, header_style="bold")
+    for path, data in find_recipes(folder).items():
+        stage = "pipeline" if "stages" in data else str(data.get("stage", "unreadable"))
+        table.add_row(*map(escape, (str(path), stage, str(data.get("name", "")), first_comment(path))))
+    if not table.row_count:
+        raise InputError(folder, expected="recipes (YAML files with a stage)", found="none")
+    _console().print(table)
+
+
+def check_file(path: Path, overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Check one recipe or pipeline without running it.
+
+    Returns:
+        Problems, and notes that are none (inputs that are not there yet).
+    """
+    try:
+        if is_pipeline(path):
+            plan = plan_pipeline(path, overrides)
+            problems, notes = [], []
+            for stage in plan.stages:
+                problems += check_recipe(stage.recipe, stage.recipe_path)
+                missing = missing_inputs(stage.recipe, stage.from_stages)
+                notes += [f"stage {stage.id}: input {key} is not there yet: {place}" for key, place in missing.items()]
+            return problems, notes
+        recipe = load_recipe(path, overrides)
+        notes = [f"input {key} is not there yet: {place}" for key, place in missing_inputs(recipe).items()]
+        return check_recipe(recipe, path), notes
+    except InputError as error:
+        return [str(error)], []
+
+
+def first_comment(path: Path) -> str:
+    """The text of a file's first comment line, "" when it has none."""
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("#") and line.strip("# "):
+            return line.strip("# ")
+    return ""
+
+
+def print_doctor() -> None:
+    """Versions, cores, memory, disk, accelerator."""
+    import torch
+
+    from recipes.provenance import git_state, hardware, versions
+
+    machine = hardware()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_row("processor", f"{machine['processor']}, {machine['cores']} cores for this process")
+    table.add_row("torch threads", str(torch.get_num_threads()))
+    table.add_row("memory", f"{machine['memory_gib']} GiB")
+    table.add_row("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB")
+    found = machine["accelerator"]
+    table.add_row("accelerator", "none: the CPU is used" if found is None else f"{found['count']} x {found['kind']}")
+    table.add_row("instruction set", torch.backends.cpu.get_cpu_capability())
+    table.add_row("code", str(git_state()["commit"] or "not a git checkout"))
+    for name, version in versions().items():
+        table.add_row(name, version or "not installed")
+    _console().print(table)
+
+
+def _console() -> Console:
+    """As wide as a terminal; in a pipe as wide as the text, so that no row is folded."""
+    console = Console()
+    return console if console.is_terminal else Console(width=10_000, soft_wrap=True)

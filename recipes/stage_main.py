@@ -1,0 +1,134 @@
+"""What `python -m <stage>` does, the same for every stage."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from core_model.errors import InputError
+from recipes.loader import load_recipe
+from recipes.progress import clock
+from recipes.run import Run
+from recipes.schema import StageRecipe, dotted_keys
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+EPILOG = """\
+examples:
+  python -m {stage} recipes/nano/{stage}.yaml
+  python -m {stage} recipes/nano/{stage}.yaml seed=1 run_dir=runs/second
+  accelerate launch --config_file recipes/accelerate/cpu.yaml -m {stage} recipes/nano/{stage}.yaml
+
+The run is kept in runs/<name> (or run_dir). Killed at any moment, it resumes with the same command; complete, it says
+so and does nothing. Exit status: 0 done, 2 bad input (one message says which key or file), 130 interrupted.
+
+keys of a {stage} recipe (dotted where nested):
+{keys}
+"""
+
+
+def stage_main(
+    stage: str,
+    run_stage: Callable[[Any, Run], dict[str, Any]],
+    *,
+    distributed: bool = False,
+    arguments: list[str] | None = None,
+) -> int:
+    """Parse the command line, open the run, run the stage, record its summary.
+
+    Args:
+        stage: the package's name; its schema is `<stage>.recipe.Recipe`.
+        run_stage: does the work; gets the recipe and the open run, returns the summary (JSON-serialisable).
+        distributed: whether the stage can run as several processes (WORLD_SIZE > 1).
+        arguments: the command line after the module's name; None takes `sys.argv`.
+
+    Returns:
+        The exit status; `<stage>/__main__.py` passes it to `sys.exit`.
+    """
+    schema: type[StageRecipe] = importlib.import_module(f"{stage}.recipe").Recipe
+    options = _parser(stage, schema).parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Libraries announce every request and download; only their warnings matter to a reader of a training run.
+    for name in ("httpx", "urllib3", "filelock", "fsspec", "datasets", "transformers", "accelerate"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        _refuse_several_processes(stage, distributed)
+        return _run(stage, schema, run_stage, options)
+    except InputError as error:
+        print(f"{stage}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{stage}: interrupted; the same command resumes", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def seed_everything(recipe: StageRecipe) -> None:
+    """Set torch's threads and every global random number generator from the recipe."""
+    import numpy
+    import torch
+
+    from core_model.parallel.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    random.seed(recipe.seed)
+    numpy.random.seed(recipe.seed)
+    torch.manual_seed(recipe.seed)
+
+
+def _run(
+    stage: str, schema: type[StageRecipe], run_stage: Callable[[Any, Run], dict[str, Any]], options: argparse.Namespace
+) -> int:
+    recipe = load_recipe(options.recipe, options.overrides, schema)
+    if recipe.stage != stage:
+        raise InputError(options.recipe, where="stage", expected=repr(stage), found=repr(recipe.stage))
+    seed_everything(recipe)
+    command = ["python", "-m", stage, options.recipe, *options.overrides]
+    first = os.environ.get("RANK", "0") == "0"
+    run = Run.open(recipe, command, recipe.input_paths(), writer=first)
+    try:
+        if run.is_complete:
+            if first:
+                print(f"{stage}: {run.path} is already complete")
+            return 0
+        run.complete(run_stage(recipe, run))
+    finally:
+        run.close()
+    if first:
+        print(f"{stage}: complete in {clock(run.provenance['seconds'])}, in {run.path}")
+    return 0
+
+
+def _refuse_several_processes(stage: str, distributed: bool) -> None:
+    world = os.environ.get("WORLD_SIZE", "1")
+    if not distributed and world not in ("", "1"):
+        found = f"WORLD_SIZE={world}; launch it with --num_processes 1 (recipes/accelerate/cpu.yaml or one_gpu.yaml)"
+        raise InputError(f"python -m {stage}", expected="one process: this stage is not distributed", found=found)
+
+
+def _parser(stage: str, schema: type[StageRecipe]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {stage}",
+        description=f"Run the {stage} stage as a recipe says.",
+        epilog=EPILOG.format(stage=stage, keys="\n".join(_key_lines(schema))),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/nano/" + stage + ".yaml")
+    parser.add_argument(
+        "overrides", metavar="KEY=VALUE", nargs="*", help="replace a key of the recipe: dotted path, value in YAML"
+    )
+    return parser
+
+
+def _key_lines(schema: type[StageRecipe]) -> list[str]:
+    keys = [(key, field.description) for key, field in dotted_keys(schema) if field.description]
+    width = max(len(key) for key, _ in keys)
+    return [f"  {key:<{width}}  {description}" for key, description in keys]

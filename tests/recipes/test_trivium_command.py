@@ -1,0 +1,95 @@
+"""The `trivium` command: run, list, check, doctor, and passing on to other packages."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from core_model.errors import InputError
+from recipes.cli import app, main
+
+
+def trivium(*arguments: str):
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_command_is_light(repository):
+    heavy = ("torch", "transformers", "trl", "wandb", "datasets", "matplotlib")
+    code = f"import sys, recipes.cli, recipes.pipeline, recipes.stage_main; print(sys.modules.keys() & {heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=repository)
+    assert done.stdout == "set()\n"
+
+
+def test_list_shows_what_there_is(stages, monkeypatch):
+    monkeypatch.chdir(stages.root)
+    stages.write("recipes/broken.yaml", "# not [bold]YAML[/bold]\nx: [\n")
+    stages.write("recipes/accelerate/cpu.yaml", "num_processes: 1\n")
+    result = trivium("list")
+    rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in result.output.splitlines()]
+    assert result.exit_code == 0
+    assert rows == [
+        ["recipe", "stage", "name", "what it is"],
+        ["recipes/broken.yaml", "unreadable", "not [bold]YAML[/bold]"],
+        ["recipes/pipeline.yaml", "pipeline", "both", "two walks, one after the other"],
+        ["recipes/walk.yaml", "walk", "walk", "a random walk"],
+    ]
+    assert isinstance(trivium("list", "nowhere").exception, InputError)
+
+
+def test_check_says_ok_or_2(walk_recipe, stages):
+    good = trivium("check", "recipes/walk.yaml", "recipes/pipeline.yaml", "seed=4")
+    assert (good.exit_code, good.output) == (0, "recipes/walk.yaml: ok\nrecipes/pipeline.yaml: ok\n")
+    assert not (stages.root / "runs").exists()
+    note = trivium("check", "recipes/walk.yaml", "source=later")
+    assert (note.exit_code, note.output) == (0, "recipes/walk.yaml: ok\n  input source is not there yet: later\n")
+
+
+def test_check_names_every_faulty_file(walk_recipe, stages):
+    stages.write("recipes/typo.yaml", "extends: walk.yaml\nstpes: 3\n")
+    stages.write("recipes/long.yaml", "extends: walk.yaml\nsteps: 20000\n")
+    result = trivium("check", "recipes/typo.yaml", "recipes/walk.yaml", "recipes/long.yaml", "recipes/gone.yaml")
+    assert result.exit_code == 2
+    assert "recipes/typo.yaml: line 2, stpes: expected a known key (did you mean 'steps'?)" in result.output
+    assert "recipes/walk.yaml: ok" in result.output
+    assert "recipes/long.yaml: steps: more than a test can take" in result.output  # the stage's own check
+    assert "recipes/gone.yaml: expected a recipe" in result.output
+
+
+def test_check_looks_into_a_pipelines_stages(walk_recipe, stages):
+    result = trivium("check", "recipes/pipeline.yaml", "first.steps=20000")
+    assert result.exit_code == 2
+    assert "more than a test can take" in result.output
+
+
+def test_run_takes_a_single_recipe(stages):
+    done = stages.trivium("run", "recipes/walk.yaml", "steps=3", "run_dir=here")
+    assert done.returncode == 0, done.stderr
+    assert (stages.root / "here" / "report.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "recipes/gone.yaml"], ["run", "recipes/walk.yaml", "stpes=3"], ["check", "a=b"]]
+)
+def test_bad_input_is_one_message_and_status_2(walk_recipe, monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sys, "argv", ["trivium", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("trivium: ")
+    assert error.count("\n") == 1
+
+
+def test_chat_and_report_belong_to_their_packages(stages):
+    done = stages.trivium("report", "runs/nano", "--help", "-x")
+    assert (done.returncode, done.stdout) == (0, "REPORT runs/nano --help -x\n")
+
+
+def test_doctor():
+    result = trivium("doctor")
+    assert result.exit_code == 0
+    for word in ("processor", "memory", "torch", "transformers"):
+        assert word in result.output
