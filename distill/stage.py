@@ -1,0 +1,159 @@
+"""The distill stage: problems -> a teacher's traces -> verified training rows of V3's two sample types.
+
+For every problem whose trace passes the verifier: `<problem, short answer>`, and `<system prompt asking for reflection
+and verification, problem, reasoned answer>` (V3 report, section 5.1). Rejected traces are counted, not kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill.journal import Attempt, Journal
+from distill.patterns import pattern_statistics
+from distill.recipe import Recipe
+from distill.teacher.renderer import Renderer
+from distill.teacher.trace import Teacher, generation_key
+from eval.tasks import get_family, judge_answers
+from eval.tasks.text import prompt_messages
+from recipes.atomic import write_json
+from recipes.progress import progress_bar
+from recipes.rows import Message, Problem, SFTRow, Verdict, write_rows
+from recipes.run import Run
+
+JUDGE_ATTEMPTS = 3  # when the machine, not the answer, is at fault
+
+
+@dataclass(frozen=True)
+class Task:
+    """One problem to be solved; its index in the family is also the teacher's seed."""
+
+    problem: Problem
+    index: int
+    key: str
+
+
+def run_stage(recipe: Recipe, run: Run) -> dict[str, Any]:
+    """Distil as the recipe says; continues where a killed run stopped, to the same files.
+
+    Writes `samples/generations.jsonl` (every attempt), `samples/problems.jsonl` (distinct problems),
+    `samples/short.jsonl` and `samples/reasoning.jsonl` (SFTRow, one of each per kept trace), `report.json`.
+
+    Returns:
+        The summary: per family the kept and rejected counts and the pattern statistics.
+    """
+    teacher = Renderer(recipe.teacher.mistake_share)
+    tasks = list(_tasks(recipe, teacher))
+    samples = run.path / "samples"
+    journal = Journal(samples / "generations.jsonl")
+    journal.require_keys([task.key for task in tasks])
+    with progress_bar(len(tasks), "distil", done=len(journal.attempts), unit="traces") as bar:
+        while len(journal.attempts) < len(tasks):
+            done = len(journal.attempts)
+            chunk = tasks[done : done + recipe.chunk]
+            journal.append(attempt_all(teacher, chunk))
+            bar.advance(len(chunk))
+
+    kept = [
+        (task, attempt)
+        for task, attempt in zip(tasks, journal.attempts, strict=True)
+        if attempt.verdict is Verdict.CORRECT
+    ]
+    write_rows(samples / "problems.jsonl", distinct(task.problem for task in tasks))
+    write_rows(samples / "short.jsonl", (_short_row(task.problem, attempt) for task, attempt in kept))
+    write_rows(samples / "reasoning.jsonl", (_reasoning_row(task.problem, attempt) for task, attempt in kept))
+    summary = _summary(recipe, journal.attempts)
+    write_json(run.path / "report.json", summary)
+    run.rewind(-1)
+    for step, family in enumerate(recipe.families):
+        row = summary["families"][family]
+        run.log(step, {f"{family}/kept": row["traces"], f"{family}/rejected": sum(row["rejected"].values())})
+    return summary
+
+
+def attempt_all(teacher: Teacher, tasks: Sequence[Task]) -> list[Attempt]:
+    """One judged trace per task, in order.
+
+    Raises:
+        RuntimeError: the judge could not run some answers at all; nothing is recorded of them.
+    """
+    traces = [teacher.generate(task.problem, task.index) for task in tasks]
+    problems, answers = [task.problem for task in tasks], [trace.answer for trace in traces]
+    judged = judge_answers(problems, answers)
+    for _ in range(JUDGE_ATTEMPTS - 1):
+        failed = [index for index, one in enumerate(judged) if one.verdict is Verdict.INFRA_ERROR]
+        again = judge_answers([problems[index] for index in failed], [answers[index] for index in failed])
+        for index, one in zip(failed, again, strict=True):
+            judged[index] = one
+    broken = [one.detail for one in judged if one.verdict is Verdict.INFRA_ERROR]
+    if broken:
+        raise RuntimeError(f"the judge failed on {len(broken)} answers ({broken[0]}); the same command resumes")
+    return [
+        Attempt(
+            key=task.key,
+            problem_id=task.problem.id,
+            family=task.problem.source,
+            index=task.index,
+            solution=trace.solution,
+            check=trace.check,
+            answer=trace.answer,
+            verdict=one.verdict,
+            detail=one.detail,
+        )
+        for task, trace, one in zip(tasks, traces, judged, strict=True)
+    ]
+
+
+def distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Each problem once, in order of appearance."""
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.id not in seen:
+            seen.add(problem.id)
+            yield problem
+
+
+def _tasks(recipe: Recipe, teacher: Teacher) -> Iterator[Task]:
+    for name, count in recipe.families.items():
+        family = get_family(name, seed=recipe.seed)
+        for index in range(recipe.start, recipe.start + count):
+            problem = family.problem(index, "train")
+            yield Task(problem, index, generation_key(teacher, problem, index))
+
+
+def _short_row(problem: Problem, attempt: Attempt) -> SFTRow:
+    answer = Message(role="assistant", content=attempt.answer)
+    messages = [*prompt_messages(problem, reflect=False), answer]
+    return SFTRow(problem_id=problem.id, messages=messages, system_variant="none")
+
+
+def _reasoning_row(problem: Problem, attempt: Attempt) -> SFTRow:
+    answer = Message(role="assistant", content=attempt.answer, reasoning_content=attempt.trace.reasoning)
+    messages = [*prompt_messages(problem, reflect=True), answer]
+    return SFTRow(problem_id=problem.id, messages=messages, system_variant="reflect")
+
+
+def _summary(recipe: Recipe, attempts: Sequence[Attempt]) -> dict[str, Any]:
+    count_tokens = _token_counter(recipe)
+    families = {}
+    for name in recipe.families:
+        mine = [attempt for attempt in attempts if attempt.family == name]
+        traces = [attempt.trace for attempt in mine if attempt.verdict is Verdict.CORRECT]
+        rejected = Counter(attempt.verdict.value for attempt in mine if attempt.verdict is not Verdict.CORRECT)
+        families[name] = pattern_statistics(traces, count_tokens) | {"rejected": dict(sorted(rejected.items()))}
+    return {
+        "traces": sum(row["traces"] for row in families.values()),
+        "rejected": sum(sum(row["rejected"].values()) for row in families.values()),
+        "families": families,
+    }
+
+
+def _token_counter(recipe: Recipe) -> Callable[[Sequence[str]], list[int]] | None:
+    if recipe.tokenizer is None:
+        return None
+    from core_model.tokenizer import encode_texts, load_tokenizer
+
+    tokenizer = load_tokenizer(recipe.tokenizer)
+    return lambda texts: list(map(len, encode_texts(tokenizer, texts)))

@@ -1,0 +1,1 @@
+"""Teachers: whatever answers a problem with its reasoning written out."""

@@ -1,0 +1,56 @@
+"""The nano teacher: exact algorithmic traces in R1's manner, rendered instead of sampled.
+
+Every trace works the problem step by step, verifies the result, and in a seeded share makes a mistake first, notices
+and mends it: the verification and reflection patterns that distillation is to carry over (V3 report, section 5.4.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from distill.teacher import base_conversion, chain_sum, code, gcd, letter_counting, number_sorting
+from distill.teacher.trace import Trace
+from recipes.rows import Problem, sha256_of
+
+Render = Callable[[dict[str, Any], Random, bool], Trace]
+
+_FROM_METADATA: dict[str, Render] = {
+    "chain_sum": chain_sum.render,
+    "base_conversion": base_conversion.render,
+    "number_sorting": number_sorting.render,
+    "gcd": gcd.render,
+    "letter_counting": letter_counting.render,
+}
+RENDERED_FAMILIES = (*_FROM_METADATA, "code")
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A teacher for the families in `RENDERED_FAMILIES`.
+
+    Args:
+        mistake_share: share of traces with a mistake that is found and mended, 0 to 1.
+    """
+
+    mistake_share: float = 0.15
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"name": "renderer", "revision": "1", "mistake_share": self.mistake_share}
+
+    def generate(self, problem: Problem, seed: int) -> Trace:
+        """The trace for a problem.
+
+        Raises:
+            ValueError: no renderer for the problem's family.
+        """
+        rng = Random(int(sha256_of("trace", problem.id, seed)[:16], 16))
+        mistake = rng.random() < self.mistake_share
+        if problem.source == "code":
+            return code.render(problem.verification_info, rng, mistake)
+        if problem.source not in _FROM_METADATA:
+            raise ValueError(f"no trace renderer for the family {problem.source!r}")
+        return _FROM_METADATA[problem.source](problem.verification_info["metadata"], rng, mistake)

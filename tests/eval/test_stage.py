@@ -1,0 +1,200 @@
+"""The whole stage on real (untrained) models: resumable at every point, the same to the byte, clear about bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from core_model.errors import InputError
+from eval.journal import Journal
+from eval.stage import run_stage
+from recipes.loader import load_recipe
+from recipes.rows import JudgedSample, read_rows
+from recipes.stage_main import stage_main
+
+
+def evaluate(recipe_file: Path, run_dir: Path, *overrides: str) -> int:
+    """`python -m eval RECIPE run_dir=...` in this process: its exit status."""
+    return stage_main("eval", run_stage, arguments=[str(recipe_file), f"run_dir={run_dir}", *overrides])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but those that hold times and the folder's own place."""
+    own = ("provenance.json", "recipe.yaml", ".lock")
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in own
+    }
+
+
+@pytest.fixture
+def whole(recipe_file, tmp_path) -> dict[str, bytes]:
+    """What an uninterrupted run leaves."""
+    assert evaluate(recipe_file, tmp_path / "whole") == 0
+    return contents(tmp_path / "whole")
+
+
+class Killed(BaseException):
+    """Stands for a signal: no handler of the stage's catches it."""
+
+
+def test_interrupted_at_every_write_it_ends_the_same(recipe_file, tmp_path, whole, monkeypatch, capsys):
+    append = Journal.append
+    run_dir = tmp_path / "interrupted"
+    interruptions = 0
+
+    def dying(self, rows):
+        nonlocal interruptions
+        if interruptions % 2:  # half of the time, some of the rows have reached the disk, the last of them torn
+            with self.path.open("ab") as file:
+                file.write("".join(row.model_dump_json() + "\n" for row in rows).encode()[:-30])
+        else:
+            append(self, rows)
+        interruptions += 1
+        raise Killed
+
+    for _ in range(100):
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "append", dying)
+            try:
+                done = evaluate(recipe_file, run_dir)
+                break
+            except Killed:
+                pass
+        if interruptions % 2 == 0:  # the torn block has to be done by somebody
+            with monkeypatch.context() as patch:
+                patch.setattr(Journal, "append", _once_then_die(append))
+                with pytest.raises(Killed):
+                    evaluate(recipe_file, run_dir)
+    assert done == 0 and interruptions > 10
+    assert contents(run_dir) == whole
+    assert evaluate(recipe_file, run_dir) == 0
+    assert "already complete" in capsys.readouterr().out
+
+
+def _once_then_die(append):
+    def once(self, rows):
+        append(self, rows)
+        raise Killed
+
+    return once
+
+
+def test_killed_for_real_it_ends_the_same(recipe_file, tmp_path, whole, repository):
+    run_dir = tmp_path / "killed"
+    command = [sys.executable, "-m", "eval", str(recipe_file), f"run_dir={run_dir}"]
+    process = subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    first_rows = run_dir / "samples" / "generated" / "short.jsonl"
+    while process.poll() is None and time.monotonic() < deadline:
+        if first_rows.exists() and first_rows.stat().st_size:
+            break
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert first_rows.exists()
+    assert evaluate(recipe_file, run_dir) == 0
+    assert contents(run_dir) == whole
+
+
+def test_outputs(recipe_file, tmp_path, whole):
+    names = {name for name in whole if not name.startswith("figures/")}
+    samples = {f"samples/{kind}/{name}.jsonl" for kind in ("generated", "judged") for name in ("base", "short")}
+    samples |= {"samples/generated/reasoning.jsonl", "samples/judged/reasoning.jsonl", "samples/needle/base.jsonl"}
+    kept = {"report.json", "report.html", "collected.json", "metrics.jsonl", "samples/problems.jsonl"}
+    assert names == samples | kept
+    rows = list(read_rows(tmp_path / "whole" / "samples" / "judged" / "short.jsonl", JudgedSample))
+    assert len(rows) == 13 == len({row.key for row in rows})
+    report = json.loads(whole["report.json"])
+    text = whole["report.json"].decode()
+    assert str(tmp_path) not in text and "/" not in text.replace("tasks/", "")  # no path
+    assert "seconds" not in text and "time" not in text  # no clock
+    assert report["families"]["code"]["window"][0] >= "2024-08-01"
+    assert report["models"]["reasoning"]["all"]["samples"] == 13
+    assert report["needle"]["models"]["base"]["trained_length"] == 256
+    assert report["text"]["base"]["bits_per_byte"] == 2.0
+    lines = [json.loads(line) for line in whole["metrics.jsonl"].splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2] and "base/accuracy" in lines[0]
+    summary = json.loads((tmp_path / "whole" / "provenance.json").read_text())["summary"]
+    assert set(summary["models"]) == {"base", "short", "reasoning"}
+
+
+def test_only_needles(recipe_file, tmp_path):
+    run_dir = tmp_path / "needles"
+    data = json.loads(recipe_file.read_text()) | {"comparisons": [], "problems": {"families": {}}}
+    data["models"] = {"base": data["models"]["base"]}
+    recipe_file.write_text(json.dumps(data))
+    assert evaluate(recipe_file, run_dir) == 0
+    report = json.loads((run_dir / "report.json").read_text())
+    assert report["models"]["base"]["families"] == {} and report["needle"]["models"]["base"]["cells_within"] == 4
+    assert not (run_dir / "samples" / "judged").exists()
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def copied(models, tmp_path) -> Path:
+    return Path(shutil.copytree(models["first"], tmp_path / "copy"))
+
+
+def test_bad_input_is_one_message_and_status_2(recipe_file, models, tmp_path, capsys):
+    copy = copied(models, tmp_path)
+    damage(copy / "model.safetensors")
+    bare = Path(shutil.copytree(models["first"], tmp_path / "bare"))
+    (bare / "tokenizer.json").unlink()
+    empty = tmp_path / "empty.json"
+    empty.write_text("{}")
+    cases = {
+        f"models.short.path={tmp_path / 'nowhere'}": "no such file or folder",
+        f"models.short.path={copy}": "model.safetensors",
+        f"models.short.path={bare}": "tokenizer.json",
+        f"models.base.report={empty}": "before",
+        "problems.families.gdc=5": "no task family 'gdc'",
+        "problems.families.base_conversion=100000": "base_conversion",
+        "comparisons=[{better: reasoning, baseline: shrot}]": "'shrot' is no model",
+        "sampling.samples=2": "greedy",
+        "needle.filler=null": "needle.filler",
+        "models.short.mode=chatty": "models.short.mode",
+    }
+    for number, (override, message) in enumerate(cases.items()):
+        assert evaluate(recipe_file, tmp_path / f"bad{number}", override) == 2, override
+        error = capsys.readouterr().err
+        assert message in error.splitlines()[-1] and "Traceback" not in error, override
+
+
+def test_another_recipe_is_refused_in_the_same_folder(recipe_file, tmp_path, whole, capsys):
+    assert evaluate(recipe_file, tmp_path / "whole", "seed=1") == 2
+    assert "seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sampling.pass_at=[1,2]", "pass@k"),
+        ("comparisons=[{better: short, baseline: short}]", "with itself"),
+        ("problems.families.gcd=0", "1 or more"),
+        ("models={'a b': {path: x, mode: chat}}", "id is made of"),
+    ],
+)
+def test_recipes_that_make_no_sense(recipe_file, override, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe(recipe_file, [override])
+
+
+def test_importing_the_stage_leaves_heavy_libraries_alone(repository):
+    code = "import sys, eval.stage; print([m for m in ('matplotlib', 'trl', 'datasets', 'wandb') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert found.stdout.strip() == "[]"
