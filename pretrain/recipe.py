@@ -1,0 +1,97 @@
+"""The recipe of pre-training and of context extension: one schema, one loop."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from pretrain.data.config import CorpusConfig
+from pretrain.schedule import LearningRate, Phase, Phases
+from recipes.schema import InputPath, StageRecipe, StrictModel
+
+
+class Model(StrictModel):
+    """A model from scratch."""
+
+    preset: str = Field(default="nano", description="preset of core_model.V3Config")
+    overrides: dict[str, Any] = Field(default_factory=dict, description="configuration fields that replace the preset's")
+    init_std: float = Field(default=0.006, gt=0, description="standard deviation of every matrix (V3 report 4.2: 0.006)")
+
+
+class Data(StrictModel):
+    """What a step trains on."""
+
+    sequence_length: int = Field(ge=8, description="tokens of a sequence")
+    sequences_per_step: int = Field(ge=1, description="sequences of that length in one optimiser step")
+    micro_batch: int = Field(ge=1, description="sequences in one forward and backward")
+    rows: Literal["packed", "long"] = Field(
+        default="packed", description="packed: documents end to end; long: the corpus's rows of this length"
+    )
+    replay_sequences: int = Field(
+        default=0, ge=0, description="packed sequences of base_length added to each step of an extension stage"
+    )
+    base_length: int = Field(default=256, ge=8, description="sequence length of pre-training, for replay and evaluation")
+
+
+class Optimizer(StrictModel):
+    """AdamW as V3 report 4.2 gives it; eps is not published, 1e-8 is torch's."""
+
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="AdamW betas (V3: 0.9, 0.95)")
+    eps: float = Field(default=1e-8, gt=0, description="AdamW epsilon")
+    weight_decay: float = Field(default=0.1, ge=0, description="on matrices, not on norms (V3: 0.1)")
+    clip: float = Field(default=1.0, gt=0, description="gradient norm (V3: 1.0)")
+
+
+class Evaluation(StrictModel):
+    """Validation loss: short text in bits per byte; in extension stages also by position in long text."""
+
+    every: int = Field(default=0, ge=0, description="steps between evaluations of short text; 0: only before and after")
+    short_tokens: int = Field(default=65536, ge=256, description="validation tokens at base_length")
+    long_rows: int = Field(default=0, ge=0, description="validation rows of sequence_length, for the loss by position")
+
+
+class Recipe(StageRecipe):
+    """Pre-training (`model` and `corpus` given) or an extension stage (`init_from` and `corpus_from` given)."""
+
+    model: Model | None = Field(default=None, description="a model from scratch; null with init_from")
+    init_from: InputPath | None = Field(default=None, description="folder of the model to go on with")
+    rope_scaling: dict[str, Any] | None = Field(
+        default=None, description="YaRN of this stage in DeepSeek's fields; null: plain RoPE (pre-training)"
+    )
+    corpus: CorpusConfig | None = Field(default=None, description="corpus to prepare in this run; null with corpus_from")
+    corpus_from: InputPath | None = Field(default=None, description="folder of a corpus that an earlier run prepared")
+    data: Data = Field(description="sequences of a step")
+    steps: int = Field(ge=1, description="optimiser steps")
+    learning_rate: LearningRate = Field(description="schedule over steps")
+    optimizer: Optimizer = Field(default=Optimizer(), description="AdamW and clipping")
+    mtp_weight: Phases = Field(
+        default=Phases(phases=(Phase(from_step=0, value=0.3),)), description="MTP lambda (V3: 0.3, then 0.1)"
+    )
+    bias_speed: Phases = Field(
+        default=Phases(phases=(Phase(from_step=0, value=0.001),)), description="routing bias speed (V3: 0.001, then 0)"
+    )
+    balance_alpha: float = Field(default=1e-4, ge=0, description="sequence-wise balance loss (V3: 1e-4)")
+    unbalanced: bool = Field(default=False, description="allow neither bias nor balance loss (for the ablation)")
+    compute_dtype: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16", description="dtype of activations and products; master weights are fp32"
+    )
+    evaluation: Evaluation = Field(default=Evaluation(), description="validation")
+    log_every: int = Field(default=10, ge=1, description="steps between metrics")
+    checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _one_source_each(self) -> Recipe:
+        if (self.model is None) == (self.init_from is None):
+            raise ValueError("give model (from scratch) or init_from (a folder), one of them")
+        if (self.corpus is None) == (self.corpus_from is None):
+            raise ValueError("give corpus (to prepare) or corpus_from (a folder), one of them")
+        if self.data.sequences_per_step % self.data.micro_batch:
+            raise ValueError(
+                f"data.sequences_per_step {self.data.sequences_per_step} is not a multiple of "
+                f"data.micro_batch {self.data.micro_batch}"
+            )
+        balanced = self.balance_alpha > 0 or any(phase.value > 0 for phase in self.bias_speed.phases)
+        if not balanced and not self.unbalanced:
+            raise ValueError("neither bias_speed nor balance_alpha: the router would be unbalanced; say unbalanced: true")
+        return self
