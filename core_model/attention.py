@@ -8,6 +8,7 @@ Source: V3 report §2.1.1, Eq. 1-11; deepseek-ai/DeepSeek-V3 inference/model.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,11 @@ class AttentionContext:
     documents: Documents | None = None
     visible: Tensor | None = None
     cache: object | None = None
+
+    @cached_property
+    def real_BT(self) -> Tensor | None:
+        """Which tokens are not padding, bool [B, T]; None when all are, or with a cache."""
+        return None if self.documents is None else self.documents.real_BT
 
 
 # Below this many queries, the CPU's fused kernel takes longer in bf16 than in fp32, casts included (LABBOOK.md).
@@ -145,4 +151,3 @@ class MultiHeadLatentAttention(nn.Module):
         out_BHC = scores_BHS.softmax(dim=-1).to(latent.dtype) @ latent
         out_HBV = out_BHC.transpose(0, 1) @ w_uv.transpose(1, 2)
         return out_HBV.transpose(0, 1).flatten(1).unsqueeze(1)
-

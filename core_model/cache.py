@@ -19,7 +19,12 @@ class LatentCache:
     """
 
     def __init__(
-        self, config: V3Config, max_rows: int, max_positions: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        config: V3Config,
+        max_rows: int,
+        max_positions: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         width = config.kv_lora_rank + config.qk_rope_head_dim
         shape = (config.num_hidden_layers, max_rows, max_positions, width)
@@ -38,6 +43,10 @@ class LatentCache:
         self._position_ids = position_ids
         self._end = int(position_ids.max()) + 1
 
+    def is_open_for(self, position_ids: Tensor) -> bool:
+        """Whether the last `begin` was for this very forward (the tensor itself, not its values)."""
+        return position_ids is self._position_ids
+
     def update(self, kv_BTC: Tensor, layer_index: int) -> Tensor:
         """Store [B, T, C+R] of the open rows and return their cache up to the furthest position, [B, S, C+R]."""
         rows = self.buffer_LBSC[layer_index, self._rows]
@@ -45,8 +54,11 @@ class LatentCache:
         rows.scatter_(1, index, kv_BTC.to(rows.dtype))
         return rows[:, : self._end]
 
-    def visible(self) -> Tensor:
-        """Which cached positions each query may see, bool [B, 1, T, S]."""
+    def visible(self) -> Tensor | None:
+        """Which cached positions each query may see, bool [B, 1, T, S]; None for plain causal rows from 0 on."""
+        places = torch.arange(self._position_ids.shape[1], device=self._position_ids.device)
+        if len(places) > 1 and bool((self._position_ids == places).all()):
+            return None
         keys = torch.arange(self._end, device=self._position_ids.device)
         return (keys <= self._position_ids[..., None]).unsqueeze(1)
 

@@ -28,6 +28,8 @@ class DecoderLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Routing | None]:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context)
-        out = self.mlp(self.post_attention_layernorm(x_BTD))
-        mlp_BTD, routing = out if isinstance(out, tuple) else (out, None)
-        return x_BTD + mlp_BTD, routing
+        normed_BTD = self.post_attention_layernorm(x_BTD)
+        if isinstance(self.mlp, MoE):
+            mlp_BTD, routing = self.mlp(normed_BTD, context.real_BT)
+            return x_BTD + mlp_BTD, routing
+        return x_BTD + self.mlp(normed_BTD), None

@@ -37,14 +37,18 @@ class Documents:
         return flat.index_select(0, self.slot_BT.flatten()).unflatten(0, self.slot_BT.shape)
 
     @property
+    def real_BT(self) -> Tensor | None:
+        """Which tokens are not padding, bool [B, T]; None when all are."""
+        real = self.id_BT >= 0
+        return None if bool(real.all()) else real
+
+    @property
     def lengths(self) -> Tensor:
         """Tokens of each document, [N]."""
         return torch.bincount(self.id_BT[self.id_BT >= 0], minlength=self.gather_NL.shape[0])
 
 
-def document_ids(
-    position_ids: Tensor | None, attention_mask: Tensor | None, shape: tuple[int, int]
-) -> Tensor | None:
+def document_ids(position_ids: Tensor | None, attention_mask: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
     """Document number of each token [B, T], -1 for padding; None when every row is one whole document.
 
     A document starts at each row's first token and wherever `position_ids` fall back to 0 inside it.

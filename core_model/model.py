@@ -24,6 +24,7 @@ from core_model.decoder import DecoderLayer
 from core_model.documents import find_documents
 from core_model.loss import IGNORE, cross_entropy_sum
 from core_model.moe.balance import sequence_balance_loss
+from core_model.moe.experts import Experts
 from core_model.moe.gate import Gate, Routing
 from core_model.mtp import MTPLayer, shift_left, targets
 from core_model.norm import RMSNorm
@@ -60,6 +61,9 @@ class LossWeights:
     balance: float = 0.0  # alpha of Eq. 17
 
 
+V3_INIT_STD = 0.006  # V3 report §4.2, all parameters
+
+
 class V3PreTrainedModel(PreTrainedModel):
     config: V3Config
     config_class = V3Config
@@ -68,8 +72,14 @@ class V3PreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = ("e_score_correction_bias",)
 
+    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Left to `initialize`, which takes its standard deviation from the recipe and its seed explicitly."""
+        """V3's own initialisation, from torch's generator; recipes call `initialize` with theirs."""
+        if isinstance(module, (nn.Linear, nn.Embedding, Gate)):
+            nn.init.normal_(module.weight, std=V3_INIT_STD)
+        elif isinstance(module, Experts):
+            nn.init.normal_(module.gate_up_proj, std=V3_INIT_STD)
+            nn.init.normal_(module.down_proj, std=V3_INIT_STD)
 
 
 class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
@@ -112,8 +122,11 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
         device = self.embed_tokens.weight.device
         past = 0 if cache is None or isinstance(cache, LatentCache) else cache.get_seq_length()
         if isinstance(cache, LatentCache):
-            assert position_ids is not None, "a LatentCache stores by position: pass position_ids"
-            visible = None if length > 1 and bool((position_ids[:, 0] == 0).all()) else cache.visible()
+            if position_ids is None or not cache.is_open_for(position_ids):
+                raise ValueError(
+                    "a LatentCache stores by position: call begin(first_row, position_ids), pass the same here"
+                )
+            visible = cache.visible()
             documents = None
         elif cache is not None:
             visible = _visible(attention_mask, batch, length, past, device)
@@ -144,14 +157,16 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
             attention_mask: [B, T] (with a cache: [B, past + T]), 0 for padding on either side.
             position_ids: [B, T]; positions that fall back to 0 inside a row start a new document, and documents do
                 not see each other.
-            past_key_values: a transformers cache or a `LatentCache`; the latter is opened here.
+            past_key_values: a transformers cache or a `LatentCache`; the latter is opened by `begin`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass input_ids or inputs_embeds, one of them")
         x_BTD = self.embed(input_ids) if input_ids is not None else cast(Tensor, inputs_embeds)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        context = self.attention_context((x_BTD.shape[0], x_BTD.shape[1]), position_ids, attention_mask, past_key_values)
+        context = self.attention_context(
+            (x_BTD.shape[0], x_BTD.shape[1]), position_ids, attention_mask, past_key_values
+        )
         routings = []
         for layer in self.layers[: self.config.num_hidden_layers]:
             x_BTD, routing = layer(x_BTD, context)
@@ -256,7 +271,10 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         balance_loss = None
         if self.loss_weights.balance and routings:
             balance_loss = torch.stack(
-                [sequence_balance_loss(r.scores_TE, self.config.num_experts_per_tok, len(labels)) for r in routings]
+                [
+                    sequence_balance_loss(r.scores_TE, self.config.num_experts_per_tok, len(labels), context.real_BT)
+                    for r in routings
+                ]
             ).sum()
             loss = loss + self.loss_weights.balance * balance_loss
         return V3CausalLMOutput(

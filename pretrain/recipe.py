@@ -15,8 +15,12 @@ class Model(StrictModel):
     """A model from scratch."""
 
     preset: str = Field(default="nano", description="preset of core_model.V3Config")
-    overrides: dict[str, Any] = Field(default_factory=dict, description="configuration fields that replace the preset's")
-    init_std: float = Field(default=0.006, gt=0, description="standard deviation of every matrix (V3 report 4.2: 0.006)")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="configuration fields that replace the preset's"
+    )
+    init_std: float = Field(
+        default=0.006, gt=0, description="standard deviation of every matrix (V3 report 4.2: 0.006)"
+    )
 
 
 class Data(StrictModel):
@@ -31,7 +35,9 @@ class Data(StrictModel):
     replay_sequences: int = Field(
         default=0, ge=0, description="packed sequences of base_length added to each step of an extension stage"
     )
-    base_length: int = Field(default=256, ge=8, description="sequence length of pre-training, for replay and evaluation")
+    base_length: int = Field(
+        default=256, ge=8, description="sequence length of pre-training, for replay and evaluation"
+    )
 
 
 class Optimizer(StrictModel):
@@ -59,7 +65,9 @@ class Recipe(StageRecipe):
     rope_scaling: dict[str, Any] | None = Field(
         default=None, description="YaRN of this stage in DeepSeek's fields; null: plain RoPE (pre-training)"
     )
-    corpus: CorpusConfig | None = Field(default=None, description="corpus to prepare in this run; null with corpus_from")
+    corpus: CorpusConfig | None = Field(
+        default=None, description="corpus to prepare in this run; null with corpus_from"
+    )
     corpus_from: InputPath | None = Field(default=None, description="folder of a corpus that an earlier run prepared")
     data: Data = Field(description="sequences of a step")
     steps: int = Field(ge=1, description="optimiser steps")
@@ -93,5 +101,7 @@ class Recipe(StageRecipe):
             )
         balanced = self.balance_alpha > 0 or any(phase.value > 0 for phase in self.bias_speed.phases)
         if not balanced and not self.unbalanced:
-            raise ValueError("neither bias_speed nor balance_alpha: the router would be unbalanced; say unbalanced: true")
+            raise ValueError(
+                "neither bias_speed nor balance_alpha: the router would be unbalanced; say unbalanced: true"
+            )
         return self

@@ -1,4 +1,4 @@
-"""The pre-training stage: corpus, model, loop, validation, model folder. Extension stages are the same with other data."""
+"""Pre-training: corpus, model, loop, validation, model folder. An extension stage is the same with other data."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> V3ForCausalLM:
         try:
             config = V3Config.preset(recipe.model.preset, **fields)
         except ValueError as error:
-            raise InputError("recipe", where="model", expected="a consistent configuration", found=str(error)) from error
+            raise InputError(
+                "recipe", where="model", expected="a consistent configuration", found=str(error)
+            ) from error
         model = V3ForCausalLM(config).initialize(recipe.model.init_std, recipe.seed)
     else:
         assert recipe.init_from is not None
@@ -129,13 +131,20 @@ class Trainer:
             self.before = self.validate()
             self.run.log(0, {"validation/bits_per_byte": self.before["short"]["bits_per_byte"]})
         description = f"{recipe.name} ({recipe.data.sequence_length} tokens)"
-        with progress_bar(recipe.steps * self.batches.tokens, description, done=self.step * self.batches.tokens, unit="tok") as bar:
+        with progress_bar(
+            recipe.steps * self.batches.tokens, description, done=self.step * self.batches.tokens, unit="tok"
+        ) as bar:
             while self.step < recipe.steps:
                 bar.advance(self.batches.tokens, loss=self.train_step())
                 if self.step % recipe.checkpoint_every == 0 and self.step < recipe.steps:
                     self.save()
         after = self.validate()
-        return {"steps": recipe.steps, "tokens": recipe.steps * self.batches.tokens, "before": self.before, "after": after}
+        return {
+            "steps": recipe.steps,
+            "tokens": recipe.steps * self.batches.tokens,
+            "before": self.before,
+            "after": after,
+        }
 
     def train_step(self) -> float:
         """One optimiser step; returns the language-model loss."""
@@ -146,7 +155,12 @@ class Trainer:
         logged = (step + 1) % recipe.log_every == 0 or step + 1 == recipe.steps
         metrics: dict[str, float] = {}
         if logged:
-            metrics = {"loss": losses.loss, "lm_loss": losses.lm, "mtp_loss": losses.mtp, "balance_loss": losses.balance}
+            metrics = {
+                "loss": losses.loss,
+                "lm_loss": losses.lm,
+                "mtp_loss": losses.mtp,
+                "balance_loss": losses.balance,
+            }
             metrics |= self._router_metrics()
         learning_rate = recipe.learning_rate.at(step)
         norm = self.engine.step(learning_rate, recipe.bias_speed.at(step))
@@ -195,7 +209,12 @@ def run_stage(recipe: Recipe, run: Run) -> dict[str, Any]:
     model_folder = run.path / "model"
     corpus.tokenizer.save_pretrained(model_folder)
     trainer.model.save_pretrained(model_folder)
-    report = {**result, "routers": trainer.routers, "corpus": corpus.summary, "parameters": sum(p.numel() for p in trainer.model.parameters())}
+    report = {
+        **result,
+        "routers": trainer.routers,
+        "corpus": corpus.summary,
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+    }
     (run.path / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return {
         "steps": result["steps"],

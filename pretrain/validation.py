@@ -5,6 +5,7 @@ Shape suffixes: B sequences, T tokens.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,7 +30,9 @@ def sample_losses(model: V3ForCausalLM, samples_BT1: torch.Tensor) -> torch.Tens
     return losses
 
 
-def short_text(model: V3ForCausalLM, data: SampleDataset, shards: TokenShards, tokens: int, batch: int) -> dict[str, float]:
+def short_text(
+    model: V3ForCausalLM, data: SampleDataset, shards: TokenShards, tokens: int, batch: int
+) -> dict[str, float]:
     """Loss (nats per token) and bits per byte over the first `tokens` tokens of validation text."""
     count = min(len(data), max(1, tokens // data.sequence_length))
     total = 0.0
@@ -48,5 +51,5 @@ def by_position(model: V3ForCausalLM, data: SampleDataset, rows: int) -> dict[st
     edges = torch.linspace(0, data.sequence_length, POSITION_BUCKETS + 1).long().tolist()
     return {
         "edges": edges,
-        "loss": [float(losses[:, a:b].double().mean()) for a, b in zip(edges[:-1], edges[1:], strict=True)],
+        "loss": [float(losses[:, a:b].double().mean()) for a, b in pairwise(edges)],
     }

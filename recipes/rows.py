@@ -145,4 +145,6 @@ def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
             except ValidationError as error:
                 first = error.errors()[0]
                 key = ".".join(str(part) for part in first["loc"]) or "the line"
-                raise InputError(path, where=f"line {number}, {key}", expected=f"a {kind.__name__} row", found=first["msg"]) from error
+                raise InputError(
+                    path, where=f"line {number}, {key}", expected=f"a {kind.__name__} row", found=first["msg"]
+                ) from error

@@ -96,11 +96,16 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("standard input", expected="a question", found="nothing")
     parts, cut = _open(options).ask(question)
     if parts.reasoning_text is not None:
-        print(parts.reasoning_text.strip("\n") + "\n")
-    print(parts.answer_text.strip("\n"))
+        print(printable(parts.reasoning_text) + "\n")
+    print(printable(parts.answer_text))
     if cut:
         print("trivium chat: the answer was cut off at its limit", file=sys.stderr)
     return 0
+
+
+def printable(text: str) -> str:
+    """What a model wrote, safe to show: a byte-level vocabulary can spell the codes that steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text.strip("\n"))
 
 
 def find_model(folder: Path) -> Path:
@@ -198,7 +203,7 @@ def _reply(conversation: Conversation, console: Console, question: str) -> None:
         return
     # Text, not markup: what a model writes in square brackets is not ours to interpret.
     if parts.reasoning_text is not None:
-        console.print(Text(parts.reasoning_text.strip("\n"), style="dim italic"))
-    console.print(Text(parts.answer_text.strip("\n"), style="bold"))
+        console.print(Text(printable(parts.reasoning_text), style="dim italic"))
+    console.print(Text(printable(parts.answer_text), style="bold"))
     if cut:
         console.print(Text("(cut off at its limit)", style="dim"))

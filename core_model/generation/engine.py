@@ -144,7 +144,9 @@ class Engine:
         self._check(prompts, settings)
         results: list[list[Completion | None]] = [[None] * p.n for p in settings]
         waiting = deque(
-            _Sample(i, j, p) for i, p in sorted(enumerate(settings), key=lambda x: len(prompts[x[0]])) for j in range(p.n)
+            _Sample(i, j, p)
+            for i, p in sorted(enumerate(settings), key=lambda x: len(prompts[x[0]]))
+            for j in range(p.n)
         )
         if not waiting:
             return []
@@ -191,9 +193,7 @@ class Engine:
         cache.begin(first_row, position_ids)
         return self.model.model(input_ids, position_ids=position_ids, past_key_values=cache).last_hidden_state
 
-    def _prefill(
-        self, cache: LatentCache, rows: _Rows, taken: list[_Sample], prompts: list[list[int]]
-    ) -> Tensor:
+    def _prefill(self, cache: LatentCache, rows: _Rows, taken: list[_Sample], prompts: list[list[int]]) -> Tensor:
         """Admit samples: one row each, one forward per distinct prompt; logits [len(taken), W] of the next token."""
         first = len(rows)
         distinct: dict[tuple[int, ...], int] = {}

@@ -20,20 +20,22 @@ def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Gate))
 
 
-def sequence_balance_loss(scores_TE: Tensor, top_k: int, sequences: int) -> Tensor:
+def sequence_balance_loss(scores_TE: Tensor, top_k: int, sequences: int, real_BT: Tensor | None = None) -> Tensor:
     """Mean over sequences of sum_i f_i P_i, before alpha; 1 for a perfectly even router.
 
     f_i counts the unbiased top-k of each token (times E / (K T)); P_i is the mean normalised score. The gradient
-    flows through P alone.
+    flows through P alone. Tokens that are padding (`real_BT` False) belong to no sequence.
     """
     scores_BTE = scores_TE.unflatten(0, (sequences, -1))
-    experts, length = scores_TE.shape[-1], scores_BTE.shape[1]
-    chosen = top_k_low_index(scores_BTE.detach(), top_k).flatten(1)
+    experts = scores_TE.shape[-1]
+    real_BT1 = torch.ones_like(scores_BTE[..., :1]) if real_BT is None else real_BT.unsqueeze(-1).float()
+    length_B1 = real_BT1.sum(dim=1).clamp_min(1)
+    chosen_BTK = top_k_low_index(scores_BTE.detach(), top_k)
     counts_BE = torch.zeros(sequences, experts, device=scores_TE.device).scatter_add_(
-        1, chosen, torch.ones_like(chosen, dtype=torch.float32)
+        1, chosen_BTK.flatten(1), real_BT1.expand_as(chosen_BTK).flatten(1)
     )
-    f_BE = counts_BE * (experts / (top_k * length))
-    p_BE = (scores_BTE / scores_BTE.sum(dim=-1, keepdim=True)).mean(dim=1)
+    f_BE = counts_BE * experts / (top_k * length_B1)
+    p_BE = (scores_BTE / scores_BTE.sum(dim=-1, keepdim=True) * real_BT1).sum(dim=1) / length_B1
     return (f_BE * p_BE).sum(dim=-1).mean()
 
 

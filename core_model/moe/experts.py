@@ -66,9 +66,7 @@ class _LoopedExperts(torch.autograd.Function):
     """SwiGLU experts over grouped rows, one GEMM an expert and product, weight gradients written in place."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_TD: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor, rows: Rows
-    ) -> Tensor:
+    def forward(ctx: Any, x_TD: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor, rows: Rows) -> Tensor:
         ends = rows.ends.tolist()
         x_PD = x_TD.index_select(0, rows.token_P)
         h_P2F = x_PD.new_empty(len(x_PD), gate_up.shape[1])

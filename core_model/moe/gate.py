@@ -63,12 +63,15 @@ class Gate(KeepsFp32Buffers):
             biased = grouped_TGE.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(1)
         return top_k_low_index(biased, self.top_k)
 
-    def forward(self, x_TD: Tensor) -> Routing:
-        scores_TE = F.linear(x_TD.float(), self.weight.float()).sigmoid()
+    def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> Routing:
+        """Route every token; those that are padding (`real_T` False) are not counted as load."""
+        with torch.autocast(x_TD.device.type, enabled=False):  # a trainer's autocast would route in bf16
+            scores_TE = F.linear(x_TD.float(), self.weight.float()).sigmoid()
         indices_TK = self.select(scores_TE.detach())
         weights_TK = scores_TE.gather(1, indices_TK)
         if self.normalise:
             weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + 1e-20)
         if self.training and torch.is_grad_enabled():
-            self.tokens_per_expert += torch.bincount(indices_TK.flatten(), minlength=self.experts)
+            counted = indices_TK if real_T is None else indices_TK[real_T]
+            self.tokens_per_expert += torch.bincount(counted.flatten(), minlength=self.experts)
         return Routing(indices_TK, weights_TK * self.scaling, scores_TE)

@@ -18,8 +18,9 @@ def render(metadata: dict[str, Any], rng: Random, mistake: bool) -> Trace:
         totals.append(total)
     back = []
     for number, before, after in zip(reversed(rest), totals[-2::-1], totals[:0:-1], strict=True):
-        back.append(f"{after} {_sign(-number)} {abs(number)} = {before}")
-    check = f"Check: {', '.join(back)}. Correct." if back else "Check: one number. Correct."
+        back.append(f"{after}{_sign(-number)}{abs(number)}={before}")
+    # No spaces inside: a number's digits are a token each, and so would be every space before a number.
+    check = f"Check: {','.join(back)}. Correct." if back else "Check: one number. Correct."
     solution = write_out(lines, rng, mistake) if lines else f"Only {total}."
     return Trace(solution, check, str(total))
 
@@ -28,20 +29,20 @@ def _line(total: int, number: int, rng: Random) -> Line:
     """Add the number's digits from the highest place down, each to the running total."""
     parts = _places(number)
     slip_at, slip = rng.randrange(len(parts)), rng.choice((-10, -1, 1, 10))
-    head = f"{total} {_sign(number)} {abs(number)}"
+    head = f"{total}{_sign(number)}{abs(number)}"
     right, wrong, remark = [], [], ""
     value = slipped = total
     for index, part in enumerate(parts):
-        step = f"{_sign(number)} {abs(part)}"
-        right.append(f"{value} {step} = {value + part}")
+        step = f"{_sign(number)}{abs(part)}"
+        right.append(f"{value}{step}={value + part}")
         after = slipped + part + (slip if index == slip_at else 0)
-        wrong.append(f"{slipped} {step} = {after}")
+        wrong.append(f"{slipped}{step}={after}")
         if index == slip_at:
             remark = f"{wrong[-1]} is wrong"
         value, slipped = value + part, after
     if len(parts) == 1:
         return Line(f"{right[0]}.", f"{wrong[0]}.", remark)
-    return Line(f"{head}: {', '.join(right)}.", f"{head}: {', '.join(wrong)}.", remark)
+    return Line(f"{head}:{','.join(right)}.", f"{head}:{','.join(wrong)}.", remark)
 
 
 def _places(number: int) -> list[int]:

@@ -25,6 +25,6 @@ def render(metadata: dict[str, Any], rng: Random, mistake: bool) -> Trace:
     chosen += left
     answer = " ".join(map(str, chosen))
     lines.append(Line(f"Sorted: {answer}"))
-    order = "".join(f" {'<' if before < after else '='} {after}" for before, after in pairwise(chosen))
+    order = "".join(f"{'<' if before < after else '='}{after}" for before, after in pairwise(chosen))
     check = f"Check: {chosen[0]}{order}, {len(chosen)} numbers. Correct."
     return Trace(write_out(lines, rng, mistake), check, answer)

@@ -106,21 +106,23 @@ class ChainSum(ReasoningFamily):
     Args:
         terms: smallest and largest count of numbers.
         digits: digits of each number (1 includes 0).
+        subtract: share of the later numbers that are taken away.
     """
 
     name = "chain_sum"
     domain = "math"
-    description = "add and subtract a few numbers"
+    description = "add (or subtract) a few numbers"
     answer_form = INTEGER
 
     terms: tuple[int, int] = (3, 3)
     digits: int = 2
+    subtract: float = 0.0
 
     def draw(self, rng: Random, split: Split) -> Item:
         count = rng.randint(*self.terms)
         low, high = (0 if self.digits == 1 else 10 ** (self.digits - 1)), 10**self.digits - 1
         numbers = [rng.randint(low, high) for _ in range(count)]
-        return {"numbers": [numbers[0]] + [rng.choice((1, -1)) * number for number in numbers[1:]]}
+        return {"numbers": [numbers[0]] + [-n if rng.random() < self.subtract else n for n in numbers[1:]]}
 
     def canonical(self, item: Item) -> Any:
         return sorted(item["numbers"])
@@ -141,7 +143,7 @@ class ChainSum(ReasoningFamily):
 
     def _expression(self, item: Item) -> str:
         first, *rest = item["numbers"]
-        return str(first) + "".join(f" {'-' if number < 0 else '+'} {abs(number)}" for number in rest)
+        return str(first) + "".join(f"{number:+d}" for number in rest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,7 @@ class BaseConversion(ReasoningFamily):
     description = "write a decimal number in binary"
     answer_form = BITS
 
-    max_value: int = 4095
+    max_value: int = 2047
 
     def space(self) -> Sequence[Item]:
         return _all_values(self.max_value)
@@ -199,7 +201,7 @@ class NumberSorting(ReasoningFamily):
     description = "sort a few numbers in ascending order"
     answer_form = NUMBER_LIST
 
-    count: tuple[int, int] = (4, 6)
+    count: tuple[int, int] = (4, 5)
     max_value: int = 99
 
     def draw(self, rng: Random, split: Split) -> Item | None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from core_model.errors import InputError
 from core_model.tokenizer import encode_texts, load_tokenizer, token_byte_lengths, train_tokenizer
+from core_model.tokenizer.prompts import CHAT_PHRASES
 from pretrain.data.config import CorpusConfig, LongText
 from pretrain.data.corpus import Document, corpus_documents, up_to
 from pretrain.data.dedup import Deduplicator, content_digest, hash_fraction, is_validation
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 CORPUS_FILE = "corpus.json"
 _BATCH_BYTES = 1_000_000  # text encoded at once: bounds the memory, feeds the threads
+_PHRASE_REPEATS = 3000  # of the chat's phrases in the tokenizer's training text: enough for a token a word
 _FILLER_BYTES = 1_000_000  # text that needles hide in
 
 
@@ -173,7 +175,8 @@ def _read_documents(folder: Path) -> Iterator[Document]:
 
 
 def _tokenizer_sample(config: CorpusConfig, folder: Path, sources: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Training documents chosen by their hash, so that every source is there in proportion."""
+    """Training documents chosen by their hash, so that every source is there in proportion, and the chat's phrases."""
+    yield from ["\n".join(CHAT_PHRASES)] * _PHRASE_REPEATS
     total = sum(source["bytes"] for source in sources.values())
     share = config.tokenizer_mb * 1e6 / max(total, 1)
     for document in _read_documents(folder):

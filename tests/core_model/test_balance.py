@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from reference import random_model, random_tokens, reference_balance_loss, tiny_config
 from torch import nn
 
+from core_model.config import V3Config
+from core_model.model import V3ForCausalLM
 from core_model.moe.balance import gates, router_statistics, sequence_balance_loss, update_routing_bias
 from core_model.moe.gate import Gate
 
@@ -142,3 +144,22 @@ def test_statistics_of_a_known_load(gate):
 
 def test_routers_without_tokens_have_no_statistics(gate):
     assert router_statistics(gate) == {}
+
+
+def test_padding_is_no_load_and_no_loss() -> None:
+    """A padded batch moves counts, bias and balance loss exactly as its real tokens alone."""
+    config = V3Config.preset("nano", num_nextn_predict_layers=1)
+    model = V3ForCausalLM(config).initialize(0.3, 0).train()
+    model.loss_weights.balance, model.loss_weights.mtp = 1.0, 0.3
+    ids = torch.randint(0, config.vocab_size, (2, 6), generator=torch.Generator().manual_seed(0))
+    found = []
+    for left, right in ((0, 0), (3, 6)):
+        padded = torch.nn.functional.pad(ids, (left, right))
+        mask = torch.nn.functional.pad(torch.ones_like(ids), (left, right))
+        labels = padded.masked_fill(mask == 0, -100)
+        out = model(padded, attention_mask=mask, labels=labels)
+        found.append(([gate.tokens_per_expert.clone() for _, gate in gates(model)], out.balance_loss))
+        update_routing_bias(model, 0.0)
+    (alone, loss), (beside, padded_loss) = found
+    assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
+    torch.testing.assert_close(loss, padded_loss)

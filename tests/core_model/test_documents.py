@@ -68,6 +68,11 @@ def test_one_row_of_positions_serves_the_whole_batch():
     assert ids.tolist() == [[0, 0, 1, 1], [2, 2, 3, 3]]
 
 
+def test_a_row_may_begin_in_the_middle_of_a_document():
+    ids = document_ids(torch.tensor([[5, 6, 0, 1], [3, 0, 1, 2]]), None, (2, 4))
+    assert ids.tolist() == [[0, 0, 1, 1], [2, 3, 3, 3]]
+
+
 def test_padded_rows_are_documents_on_either_side():
     ids = document_ids(None, torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]]), (3, 4))
     assert ids.tolist() == [[-1, -1, 0, 0], [1, 1, 1, -1], [-1, -1, -1, -1]]

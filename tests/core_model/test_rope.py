@@ -47,6 +47,13 @@ def test_a_context_so_short_that_low_meets_high_divides_by_no_zero():
     assert inverse_frequencies(4, 10000.0, scaling).isfinite().all()
 
 
+def test_the_correction_range_stays_within_the_dimensions():
+    """DeepSeek clamps it to [0, dim - 1]; here both ends are beyond: correction dimensions -9.4 and 5.6."""
+    scaling = {**YARN_V3, "beta_fast": 2**25}
+    ratio = inverse_frequencies(4, 10.0, scaling) / inverse_frequencies(4, 10.0, None)
+    torch.testing.assert_close(ratio, torch.tensor([1.0, 2 / 3 + 1 / 3 / 40]))
+
+
 def test_softmax_scales_of_v3():
     assert yarn_mscale(40, 1.0) == pytest.approx(1.3688879454, abs=5e-11)
     assert yarn_mscale(40, 1.0) ** 2 == pytest.approx(1.8738542071, abs=5e-11)

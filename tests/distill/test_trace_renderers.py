@@ -19,7 +19,7 @@ from eval.tasks.program_steps import program_text, steps_from_json
 from recipes.rows import Verdict
 
 ALWAYS, NEVER = Renderer(mistake_share=1.0), Renderer(mistake_share=0.0)
-CLAIM = re.compile(r"(-?\d+)(?: ([+-]) |([*/]))(\d+) = (-?\d+)")
+CLAIM = re.compile(r"(-?\d+)(?: ?([+-]) ?|([*/]))(\d+) ?= ?(-?\d+)")
 PROPERTY = settings(max_examples=150, deadline=None)
 
 
@@ -84,7 +84,7 @@ def test_chain_sum_claims(numbers: list[int], seed: int) -> None:
     assert trace.answer == str(sum(numbers))
     if len(numbers) > 1:
         assert_all_claims_true(trace.reasoning)
-        assert trace.check.endswith(f" = {numbers[0]}. Correct.")
+        assert trace.check.endswith(f"={numbers[0]}. Correct.")
         wrong = chain_sum.render({"numbers": numbers}, Random(seed), True).solution.split("\n")
         (at,) = [index for index, line in enumerate(wrong) if line.startswith("Wait, ")]
         blamed = CLAIM.search(wrong[at])
@@ -115,7 +115,7 @@ def test_sorting_with_and_without_repeats(numbers: list[int], mistake: bool) -> 
     trace = number_sorting.render({"original_numbers": list(map(str, numbers))}, Random(0), mistake)
     assert trace.answer == " ".join(map(str, sorted(numbers)))
     assert trace.check.endswith(f", {len(numbers)} numbers. Correct.")
-    for before, sign, after in re.findall(r"(?=\b(\d+) ([<=]) (\d+))", trace.check):
+    for before, sign, after in re.findall(r"(?=\b(\d+)([<=])(\d+))", trace.check):
         assert int(before) < int(after) if sign == "<" else int(before) == int(after)
 
 

@@ -47,7 +47,7 @@ def test_gold_is_correct_and_corrupted_is_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_splits_are_disjoint_over_thousands(name: str) -> None:
-    count = 240  # what the smallest held-out split (base_conversion's validation) can give
+    count = 100  # less than the smallest held-out split (base_conversion's validation) gives
     splits = {"train": 3000, "validation": count, "test": count}
     family = get_family(name)
     drawn = {split: problems(family, split, n) for split, n in splits.items()}  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def test_base_conversion_divides_its_whole_range() -> None:
         rows = problems(family, split, count)  # type: ignore[arg-type]
         members += [row.verification_info["metadata"]["decimal_value"] for row in rows]
     assert sorted(members) == list(range(256))
-    assert len(get_family("base_conversion")._members("test").items) >= 300
+    assert len(get_family("base_conversion")._members("test").items) >= 250  # enough for 200 held-out ones and more
     train = len(family._members("train").items)
     assert family.problem(train + 3, "train") == family.problem(3, "train")  # goes round
 
@@ -214,7 +214,7 @@ def test_prompts_are_short() -> None:
 
 def test_text_for_pretraining_and_prompts() -> None:
     problem = _answer(ChainSum(), numbers=[47, 85, -12])
-    assert question_answer_text(problem, "120") == "Question: Compute 47 + 85 - 12.\nAnswer: 120\n"
+    assert question_answer_text(problem, "120") == "Question:\nCompute 47+85-12.\nAnswer:\n120\n"
     code = problems("code", "train", 1)[0]
     program = get_family("code").reference_answer(code)
     assert question_answer_text(code, program).endswith(f"\nAnswer:\n{program}\n")
@@ -223,7 +223,7 @@ def test_text_for_pretraining_and_prompts() -> None:
     assert text.count(needle.verification_info["answer"]) == 2 and text.endswith(".\n")
     assert [message.role for message in prompt_messages(problem, reflect=False)] == ["user"]
     reflect = prompt_messages(problem, reflect=True)
-    assert [message.content for message in reflect] == [REFLECT_SYSTEM_PROMPT, "Compute 47 + 85 - 12."]
+    assert [message.content for message in reflect] == [REFLECT_SYSTEM_PROMPT, "Compute 47+85-12."]
 
 
 def test_judge_answers_mixes_families_in_order() -> None:

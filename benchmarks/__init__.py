@@ -1,0 +1,1 @@
+"""Side-by-side measures against peers: `python -m benchmarks NAME --json PATH`."""

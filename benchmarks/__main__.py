@@ -1,0 +1,54 @@
+"""`python -m benchmarks [NAME ...] [--json PATH]`"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.measure import BenchmarkRow
+
+NAMES = ("attention", "train_step")
+
+
+def show(name: str, rows: list[BenchmarkRow]) -> None:
+    table = Table(title=name)
+    for column in ("case", "unit", "ours", "peer", "limit", "ratio", "95 %", "target"):
+        table.add_column(column, justify="left" if column in ("case", "unit", "peer") else "right")
+    for row in rows:
+        table.add_row(
+            row.case,
+            row.unit,
+            f"{row.ours:,.4g}",
+            f"{row.peer:,.4g} ({row.peer_name})",
+            "-" if row.limit is None else f"{row.limit:,.4g}",
+            f"{row.ratio:.2f}",
+            f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
+            "-" if row.target is None else f"{row.target:g}",
+        )
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ours against a peer, in one process.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none: all of them")
+    parser.add_argument("--json", type=Path, help="also write the rows of the (last) benchmark here")
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in NAMES]
+    if unknown:
+        parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
+    for name in options.names or NAMES:
+        rows = list(importlib.import_module(f"benchmarks.{name}").run())
+        show(name, rows)
+        if options.json is not None:
+            record = {"name": name, "rows": [row.to_json() for row in rows]}
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
