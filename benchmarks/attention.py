@@ -35,7 +35,8 @@ def _case(batch: int, length: int, heads: int, width: int, value: int) -> Benchm
         scaled_dot_product(q, k, v, scale, None).backward(grad)
 
     def plain() -> None:
-        out = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), is_causal=True, scale=scale)
+        q_BHTd, k_BHTd, v_BHTV = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out = F.scaled_dot_product_attention(q_BHTd, k_BHTd, v_BHTV, is_causal=True, scale=scale)
         out.transpose(1, 2).backward(grad)
 
     name = f"batch {batch}, length {length}, {heads} heads, qk {width}, v {value}"

@@ -62,12 +62,30 @@ def _ours(config: V3Config, ids: torch.Tensor) -> Callable[[], None]:
 def _peer(config: V3Config, ids: torch.Tensor, autocast: bool) -> Callable[[], None]:
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-    shared = ("vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size", "num_hidden_layers")
-    shared += ("num_attention_heads", "num_key_value_heads", "n_shared_experts", "n_routed_experts", "n_group")
-    shared += ("num_experts_per_tok", "topk_group", "routed_scaling_factor", "first_k_dense_replace", "q_lora_rank")
-    shared += ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    model = DeepseekV3ForCausalLM(DeepseekV3Config(**{name: getattr(config, name) for name in shared}))
-    model = model.to(training_device()).train()
+    fields = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "moe_intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "n_shared_experts",
+        "n_routed_experts",
+        "num_experts_per_tok",
+        "n_group",
+        "topk_group",
+        "routed_scaling_factor",
+        "first_k_dense_replace",
+        "q_lora_rank",
+        "kv_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+    ]
+    model = DeepseekV3ForCausalLM(DeepseekV3Config(**{name: getattr(config, name) for name in fields}))
+    model.to(training_device())  # type: ignore[arg-type]
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def step() -> None:

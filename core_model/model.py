@@ -68,9 +68,9 @@ class V3PreTrainedModel(PreTrainedModel):
     config: V3Config
     config_class = V3Config
     base_model_prefix = "model"
-    _no_split_modules = ("DecoderLayer", "MTPLayer")
+    _no_split_modules = ["DecoderLayer", "MTPLayer"]  # noqa: RUF012  as the base class declares it
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = ("e_score_correction_bias",)
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -193,8 +193,6 @@ def _visible(attention_mask: Tensor | None, batch: int, length: int, past: int, 
 
 class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
     """V3 with its head. `loss_weights` turns the MTP and balance losses on; both are off until a recipe sets them."""
-
-    _tied_weights_keys = None
 
     def __init__(self, config: V3Config) -> None:
         super().__init__(config)

@@ -108,7 +108,7 @@ class Engine:
         self.max_batch = 1 if deterministic else max_batch
         self.max_tokens = max_tokens or model.config.max_position_embeddings
         shared = self.dtype == model.dtype and self.device == model.device
-        self.model = model if shared else copy.deepcopy(model).to(self.device)
+        self.model = model if shared else copy.deepcopy(model).to(self.device)  # type: ignore[arg-type]
         self.refresh_weights()
         self._cache: LatentCache | None = None
 
