@@ -57,8 +57,8 @@ GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 def stream(seed: int, sample: int) -> np.uint64:
     """The 64-bit key of one sample's random numbers."""
-    word = np.array([seed % 2**64], dtype=np.uint64)
-    return _mix(_mix(word + GAMMA) + GAMMA * np.uint64(sample + 1))[0]
+    word = np.array([seed % 2**64], dtype=np.uint64)  # arrays wrap around in silence, scalars warn
+    return _mix(_mix(word + GAMMA) + GAMMA * np.array([sample + 1], dtype=np.uint64))[0]
 
 
 def uniforms(streams: np.ndarray, counters: np.ndarray) -> Tensor:

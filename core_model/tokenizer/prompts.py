@@ -10,6 +10,7 @@ CHAT_PHRASES = (
     "Check: 1. Correct.",
     "Wait, 1 is wrong.",
     "Wait, that keeps the wrong numbers.",
+    "Halve: 1 r1 0 r0.",
     "Read back: 1",
     "Sorted: 1",
     "Compute 1-2+3.",

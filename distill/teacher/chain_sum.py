@@ -1,4 +1,4 @@
-"""Running totals, tens before ones; checked by going back."""
+"""Running totals, sums column by column and differences digit by digit; checked by going back."""
 
 from __future__ import annotations
 
@@ -26,6 +26,42 @@ def render(metadata: dict[str, Any], rng: Random, mistake: bool) -> Trace:
 
 
 def _line(total: int, number: int, rng: Random) -> Line:
+    """One step of the running total; columns need a sum of numbers that are not negative."""
+    return _columns(total, number, rng) if total >= 0 and number >= 0 else _digits_in_turn(total, number, rng)
+
+
+def _columns(total: int, number: int, rng: Random) -> Line:
+    """Add digit to digit from the right, the carry as a third term: nothing but sums of single digits."""
+    width = max(len(str(total)), len(str(number)))
+    slip_at, slip = rng.randrange(width), rng.choice((-1, 1))
+    right, wrong, remark = [], [], ""
+    carry = slipped_carry = 0
+    digits = slipped_digits = ""
+    for index in range(width):
+        pair = [int(str(term).zfill(width)[width - 1 - index]) for term in (total, number)]
+        right.append(_column(pair, carry, 0))
+        error = 0
+        if index == slip_at:
+            error = slip if sum(pair) + slipped_carry + slip >= 0 else -slip
+        wrong.append(_column(pair, slipped_carry, error))
+        if error:
+            remark = f"{wrong[-1]} is wrong"
+        carry, digit = divmod(sum(pair) + carry, 10)
+        slipped_carry, slipped = divmod(sum(pair) + slipped_carry + error, 10)
+        digits, slipped_digits = f"{digit}{digits}", f"{slipped}{slipped_digits}"
+    head = f"{total}+{number}:"
+    result = str(int(f"{carry}{digits}"))
+    slipped_result = str(int(f"{slipped_carry}{slipped_digits}"))
+    line = f"{head}{','.join([*right, result])}."
+    return Line(line, f"{head}{','.join([*wrong, slipped_result])}.", remark)
+
+
+def _column(pair: list[int], carry: int, error: int) -> str:
+    terms = [*pair, carry] if carry else pair
+    return f"{'+'.join(map(str, terms))}={sum(terms) + error}"
+
+
+def _digits_in_turn(total: int, number: int, rng: Random) -> Line:
     """Add the number's digits from the highest place down, each to the running total."""
     parts = _places(number)
     slip_at, slip = rng.randrange(len(parts)), rng.choice((-10, -1, 1, 10))

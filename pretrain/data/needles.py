@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Encode = Callable[[str], Sequence[int]]
 
 _SHORT_BYTES = (200, 700)  # fits a base context of 256 tokens
-_SHORT_NEEDLES = 2
+_SHORT_NEEDLES = 6
 
 
 def needle_row(

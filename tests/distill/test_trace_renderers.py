@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from itertools import pairwise
 from random import Random
 
@@ -19,14 +20,20 @@ from eval.tasks.program_steps import program_text, steps_from_json
 from recipes.rows import Verdict
 
 ALWAYS, NEVER = Renderer(mistake_share=1.0), Renderer(mistake_share=0.0)
-CLAIM = re.compile(r"(-?\d+)(?: ?([+-]) ?|([*/]))(\d+) ?= ?(-?\d+)")
+CLAIM = re.compile(r"(-?\d+(?: ?[+*/-] ?\d+)+) ?= ?(-?\d+)")
 PROPERTY = settings(max_examples=150, deadline=None)
 
 
 def true_claim(claim: re.Match[str]) -> bool:
-    left, spaced, tight, right, result = claim.groups()
-    a, b, c = int(left), int(right), int(result)
-    return {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": a == b * c}[spaced or tight]
+    """Left to right, which is how every expression of the traces is meant."""
+    expression, result = claim.group(1).replace(" ", ""), int(claim.group(2))
+    first = re.match(r"-?\d+", expression)
+    assert first is not None
+    value = Fraction(first.group())
+    for sign, number in re.findall(r"([+*/-])(\d+)", expression[first.end() :]):
+        operand = int(number)
+        value = {"+": value + operand, "-": value - operand, "*": value * operand, "/": value / max(operand, 1)}[sign]
+    return value == result
 
 
 def assert_all_claims_true(text: str) -> None:
@@ -98,12 +105,11 @@ def test_chain_sum_claims(numbers: list[int], seed: int) -> None:
 def test_base_conversion_claims(value: int, seed: int) -> None:
     trace = base_conversion.render({"decimal_value": value}, Random(seed), False)
     assert trace.answer == format(value, "b")
-    halves = re.findall(r"(\d+) r([01])", trace.solution)
-    rest = value
-    for quotient, remainder in halves:
-        assert rest == 2 * int(quotient) + int(remainder)
-        rest = int(quotient)
-    assert rest == 0 and "".join(bit for _, bit in reversed(halves)) == trace.answer
+    halves = [(int(number), int(bit)) for number, bit in re.findall(r"(\d+) r([01])", trace.solution)]
+    assert halves[0][0] == value and halves[-1][0] < 2
+    assert all(number % 2 == bit for number, bit in halves)
+    assert all(after == before // 2 for (before, _), (after, _) in pairwise(halves))
+    assert "".join(str(bit) for _, bit in reversed(halves)) == trace.answer
     numbers = list(map(int, re.findall(r"\d+", trace.check)))
     assert numbers[-1] == value
     assert all(after in (2 * before, 2 * before + 1) for before, after in pairwise(numbers))

@@ -38,18 +38,19 @@ def models(tmp_path_factory, tokenizer) -> dict[str, Path]:
     return folders
 
 
-@pytest.fixture
-def recipe_file(tmp_path, models) -> Path:
+@pytest.fixture(scope="session")
+def recipe_data(tmp_path_factory, models) -> dict[str, Any]:
     """A recipe with everything in it, small."""
-    filler = tmp_path / "filler.txt"
+    inputs = tmp_path_factory.mktemp("inputs")
+    filler = inputs / "filler.txt"
     filler.write_text("\n".join(f"Line {number} of the filler says little." for number in range(80)))
-    metrics = tmp_path / "metrics.jsonl"
+    metrics = inputs / "metrics.jsonl"
     lines = [{"step": i, "lm_loss": 3 / (i + 1), "router/layer_1/max_violation": 1.0, "seconds": 0.1} for i in range(9)]
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     losses = {"short": {"bits_per_byte": 2.0}, "long": {"edges": [0, 64, 128], "loss": [2.0, 1.5]}}
-    stage_report = tmp_path / "stage_report.json"
+    stage_report = inputs / "stage_report.json"
     stage_report.write_text(json.dumps({"steps": 3, "before": losses, "after": losses}))
-    data: dict[str, Any] = {
+    return {
         "stage": "eval",
         "name": "test",
         "threads": 1,
@@ -65,10 +66,14 @@ def recipe_file(tmp_path, models) -> Path:
         "needle": {"lengths": [96, 192], "depths": [0.0, 1.0], "filler": str(filler)},
         "curves": {"pretrain": str(metrics)},
         "max_batch": 4,
-        "chunk": 6,
+        "chunk": 8,
     }
+
+
+@pytest.fixture
+def recipe_file(tmp_path, recipe_data) -> Path:
     path = tmp_path / "eval.yaml"
-    path.write_text(json.dumps(data))  # JSON is YAML
+    path.write_text(json.dumps(recipe_data))  # JSON is YAML
     return path
 
 

@@ -40,7 +40,7 @@ def test_prompts_by_mode(subject, recipe, sum_problem):
         mode: build_requests(subject, mode, recipe, [sum_problem])[0].prompt for mode in ("base", "chat", "reasoning")
     }
     tokenizer = subject.tokenizer
-    assert decode_tokens(tokenizer, asked["base"]) == f"<｜begin▁of▁sentence｜>Question: {question}\nAnswer:"
+    assert decode_tokens(tokenizer, asked["base"]) == f"<｜begin▁of▁sentence｜>Question:\n{question}\nAnswer:\n"
     user = {"role": "user", "content": question}
     assert asked["chat"] == render_prompt(tokenizer, [user])
     assert asked["reasoning"] == render_prompt(tokenizer, [{"role": "system", "content": REFLECT_SYSTEM_PROMPT}, user])

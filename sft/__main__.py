@@ -1,0 +1,11 @@
+"""`python -m sft RECIPE [key=value ...]`"""
+
+from __future__ import annotations
+
+import sys
+
+from recipes.stage_main import stage_main
+from sft.stage import run_stage
+
+if __name__ == "__main__":
+    sys.exit(stage_main("sft", run_stage))

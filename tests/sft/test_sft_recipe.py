@@ -1,0 +1,63 @@
+"""The recipe's `trainer` keys: TRL's own, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from core_model.errors import InputError
+from recipes.loader import load_recipe
+from sft.trainer_config import build_config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.learning_rat=1e-4", r"'learning_rat' is none of them \(did you mean 'learning_rate'\?\)"),
+        ("trainer.learning_rate=fast", "learning_rate: a valid number, not 'fast'"),
+        ("trainer.max_steps=2.5", "max_steps: a valid integer"),
+        ("trainer.max_steps=true", "max_steps: a valid integer"),
+        ("trainer.lr_scheduler_type=cosin", "lr_scheduler_type: one of 'linear', 'cosine'"),
+        ("trainer.lr_scheduler_kwargs={min_lr_rat: 0.2}", "min_lr_rate, num_cycles, not 'min_lr_rat'"),
+        ("trainer.eval_strategy=epoch", "eval_strategy: one of 'steps', 'no', not 'epoch'"),
+        ("trainer.save_strategy=no", "save_strategy: one of 'steps', not False"),
+        ("trainer.bf16=true", "no key 'bf16': compute_dtype decides it"),
+        ("trainer.packing=true", "no key 'packing': samples are rendered, masked and packed by the stage"),
+        ("trainer.output_dir=x", "no key 'output_dir'"),
+        ("mtp_weigth=0.1", "did you mean 'mtp_weight'"),
+        ("validation_share=1.0", "validation_share"),
+        ("data=[a]", "data"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_what_was_expected(stage, override, message):
+    with pytest.raises(InputError, match=message) as error:
+        load_recipe(stage.recipe, [override])
+    assert "override" in str(error.value)
+
+
+def test_every_file_of_rows_is_an_input(stage):
+    assert list(load_recipe(stage.recipe).input_paths()) == ["init_from", "data"]
+    assert list(load_recipe(stage.recipe, ["more_data=[a, b]"]).input_paths())[2:] == ["more_data.0", "more_data.1"]
+
+
+def test_keys_reach_trl_word_for_word(tmp_path):
+    given = {"learning_rate": 5e-6, "adam_beta2": 0.95, "logging_steps": 7, "warmup_steps": 3, "optim": "sgd"}
+    config = build_config(given, seed=5, folder=tmp_path, has_validation=False)
+    assert {key: getattr(config, key) for key in given} == given
+    assert (config.seed, config.data_seed, config.bf16, config.report_to) == (5, 5, False, [])
+
+
+def test_values_that_only_trl_can_judge_are_an_input_error_too(tmp_path):
+    with pytest.raises(InputError, match="trainer: expected values that TRL accepts; found"):
+        build_config({"logging_steps": 0}, seed=0, folder=tmp_path, has_validation=True)
+    with pytest.raises(InputError, match="eval_strategy"):
+        build_config({"eval_strategy": "steps"}, seed=0, folder=tmp_path, has_validation=False)
+
+
+def test_importing_the_stage_does_not_import_trl():
+    code = (
+        "import sys, sft, sft.recipe, sft.stage, sft.data; sys.exit('trl' in sys.modules or 'datasets' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
