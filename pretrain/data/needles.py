@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Encode = Callable[[str], Sequence[int]]
 
 _SHORT_BYTES = (200, 700)  # fits a base context of 256 tokens
-_SHORT_NEEDLES = 6
+_BYTES_PER_NEEDLE = 100  # a sentence and its repetition; the rest is filler
 
 
 def needle_row(
@@ -45,7 +45,8 @@ def short_needle_documents(filler: Sequence[str], seed: int) -> Iterator[Documen
     draw = random.Random(f"short needles/{seed}")
     number = 0
     while True:
-        ids = _compose(draw.randint(*_SHORT_BYTES), lines, _SHORT_NEEDLES, str.encode, draw)
+        length = draw.randint(*_SHORT_BYTES)
+        ids = _compose(length, lines, length // _BYTES_PER_NEEDLE, str.encode, draw)
         text = bytes(ids).decode("utf-8", errors="ignore")  # the last line of filler may be cut inside a character
         yield Document(text, "needles", f"needles/{number}", OWN_LICENCE)
         number += 1
