@@ -219,5 +219,7 @@ def test_short_needle_documents_fit_a_base_context():
     documents = short_needle_documents(["naïve words, 漢字 and more", "x" * 300], seed=0)
     texts = [next(documents).text for _ in range(50)]
     assert all(190 <= len(text.encode()) <= 700 for text in texts)
-    assert all(text.endswith(".\n") and text.count("The secret number of") in (2, 4) for text in texts)
+    assert all(text.endswith(".\n") for text in texts)
+    counts = {text.count("The secret number of") for text in texts}
+    assert counts <= set(range(2, 15, 2)) and len(counts) > 3  # each needle and its repetition; more where they fit
     assert len(set(texts)) == 50
