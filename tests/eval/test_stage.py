@@ -84,7 +84,7 @@ def test_killed_for_real_it_ends_the_same(recipe_file, tmp_path, whole, reposito
     run_dir = tmp_path / "killed"
     command = [sys.executable, "-m", "eval", str(recipe_file), f"run_dir={run_dir}"]
     process = subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     first_rows = run_dir / "samples" / "generated" / "short.jsonl"
     while process.poll() is None and time.monotonic() < deadline:
         if first_rows.exists() and first_rows.stat().st_size:
