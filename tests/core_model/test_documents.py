@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import reference_documents
 
-from core_model.documents import document_ids, find_documents
+from core_model.documents import LENGTH_GROUPS, document_ids, find_documents
 
 
 @st.composite
@@ -38,11 +38,13 @@ def test_documents_are_the_references_and_split_then_join_is_the_identity(case):
     split = documents.split(x)
     ids = torch.full(shape, -1)
     for number, tokens in enumerate(expected):
-        for place, (row, column) in enumerate(tokens):
-            ids[row, column] = number
-            assert torch.equal(split[number, place], x[row, column])
+        ids[tuple(zip(*tokens, strict=True))] = number
     assert torch.equal(documents.id_BT, ids)
-    assert documents.lengths.tolist() == ([len(tokens) for tokens in expected] or [0])
+    # Shortest first, each a row of its group, its tokens in order from the left.
+    rows = [row for group in split for row in group]
+    assert len(split) <= LENGTH_GROUPS and len(rows) == max(len(expected), 1)
+    for tokens, row in zip(sorted(expected, key=len), rows, strict=False):
+        assert torch.equal(row[: len(tokens)], torch.stack([x[place] for place in tokens]))
     joined = documents.join(split)
     real = ids >= 0
     assert joined.shape == x.shape and torch.equal(joined[real], x[real]) and joined.isfinite().all()

@@ -21,7 +21,7 @@ def tables_of(path: Path) -> set[str]:
     """The keys that hold a table, such as numbers by family: one comment describes all its entries."""
     data, source = read_yaml(path)
     if "stage" not in data:
-        return set()
+        return {"stages.inputs", "stages.recipe", "stages.overrides"}  # a pipeline's stages: the comment stands beside each id
     fields = dotted_keys(stage_schema(data, source))
     annotations = {key: field.annotation for key, field in fields}
     # dict[str, Any] is no table but somebody else's configuration: each key says what it is.
@@ -31,7 +31,8 @@ def tables_of(path: Path) -> set[str]:
 def uncommented_keys(path: Path, tables: Set[str] = frozenset()) -> list[str]:
     """The keys that have no comment: none on their line, none on the line right above.
 
-    A key that only opens a mapping needs none when the keys inside have theirs; a value in brackets is its key's.
+    A key that only opens a mapping needs none when the keys inside have theirs; a value in brackets is its key's;
+    what a pipeline's stage takes and runs is said beside its id.
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     found: list[str] = []
@@ -42,7 +43,7 @@ def uncommented_keys(path: Path, tables: Set[str] = frozenset()) -> list[str]:
                 visit(item, prefix)
         elif isinstance(node, yaml.MappingNode) and not node.flow_style:
             for key, value in node.value:
-                if prefix + key.value in tables and commented(key.start_mark, key.end_mark):
+                if prefix + key.value in tables and (prefix == "stages." or commented(key.start_mark, key.end_mark)):
                     continue
                 if isinstance(value, yaml.MappingNode | yaml.SequenceNode) and not value.flow_style:
                     visit(value, f"{prefix}{key.value}.")
