@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from core_model import V3ForCausalLM
-from core_model.checkpoint.manifest import MANIFEST
 from core_model.errors import InputError
 from core_model.generation import Completion, Engine, SamplingParams
+from core_model.manifest import MANIFEST, sha256_file
 from core_model.parallel.device import training_device
 from core_model.tokenizer import (
     BOS,
@@ -29,7 +29,7 @@ from core_model.tokenizer import (
 from eval.journal import Journal
 from eval.recipe import Mode, Recipe
 from eval.tasks.text import base_prompt, prompt_messages
-from recipes.atomic import sha256_artefact, sha256_file
+from recipes.atomic import sha256_artefact
 from recipes.progress import Bar
 from recipes.rows import Generation, Problem, sha256_of
 

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from core_model.manifest import sha256_file, sync
+
 
 def write_text(path: Path, text: str) -> None:
     """Replace the file at `path` by `text`; a reader sees the old or the new one, never a part."""
@@ -17,36 +19,11 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's entries (new names, renames) durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make every file under a folder durable, and the folders that name them."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    sync_folder(folder)
-
-
-def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_artefact(path: Path) -> str:

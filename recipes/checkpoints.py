@@ -7,19 +7,16 @@ is never passed over in silence.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from core_model.errors import InputError
-from recipes.atomic import sha256_file, sync_folder, sync_tree, write_json
+from core_model.manifest import MANIFEST, sync, verify_manifest, write_manifest
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 STEP = re.compile(r"step_(\d{8,})")
 
@@ -49,10 +46,9 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], keep
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     write(partial)
-    sync_tree(partial)
     write_manifest(partial)
     partial.rename(target)
-    sync_folder(folder)
+    sync(folder)
     for old in _steps(folder)[keep:]:
         if old != target:
             _discard(old)
@@ -87,46 +83,6 @@ def step_of(checkpoint: Path) -> int:
     if match is None:
         raise ValueError(f"{checkpoint} is not named like a checkpoint")
     return int(match.group(1))
-
-
-def write_manifest(folder: Path) -> None:
-    """Write `manifest.json`: size and sha256 of every file under `folder`."""
-    files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path != folder / MANIFEST
-    }
-    write_json(folder / MANIFEST, {"files": files})
-
-
-def verify_manifest(folder: Path) -> None:
-    """Check every file that the folder's manifest lists.
-
-    Raises:
-        InputError: the manifest or a file is missing, cut short or changed.
-    """
-    manifest = folder / MANIFEST
-    try:
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
-        entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    except FileNotFoundError:
-        raise InputError(manifest, expected="a manifest of the folder's files", found="no such file") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(manifest, expected="a manifest: files with size and sha256", found=f"{error!r}") from error
-    for name, (size, sha256) in entries.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(manifest, where=name, expected="a file inside the folder", found="a path that leaves it")
-        if not path.is_file():
-            raise InputError(path, expected=f"a file of {size} bytes, listed in {MANIFEST}", found="no such file")
-        if path.stat().st_size != size:
-            raise InputError(
-                path, expected=f"{size} bytes, by {MANIFEST}", found=f"{path.stat().st_size} bytes (cut short?)"
-            )
-        if (actual := sha256_file(path)) != sha256:
-            raise InputError(
-                path, expected=f"sha256 {sha256[:16]}..., by {MANIFEST}", found=f"{actual[:16]}... (damaged)"
-            )
 
 
 def _steps(folder: Path) -> list[Path]:

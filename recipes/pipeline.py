@@ -247,11 +247,10 @@ def _print_table(report: Path, path: Path) -> None:
 def _yaml_scalar(text: str) -> str:
     """`text` so that YAML reads it back as that string: plain where that is enough, else quoted."""
     try:
-        if yaml.safe_load(text) == text:
-            return text
+        plain = yaml.safe_load(text) == text
     except yaml.YAMLError:
-        pass  # quoted below
-    return "'" + text.replace("'", "''") + "'"
+        plain = False
+    return text if plain else "'" + text.replace("'", "''") + "'"
 
 
 def _fault(source: RecipeSource, loc: tuple[str | int, ...], expected: str, found: str) -> InputError:

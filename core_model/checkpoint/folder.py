@@ -11,10 +11,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core_model.checkpoint.manifest import verify_manifest, write_manifest
 from core_model.checkpoint.names import from_disk, to_disk
 from core_model.config import V3Config, refuse_unknown_fields
 from core_model.errors import InputError
+from core_model.manifest import verify_manifest, write_manifest
 
 if TYPE_CHECKING:
     from core_model.model import V3ForCausalLM

@@ -92,7 +92,7 @@ def run_once(program, text, names, limit):
         if stop.code not in (None, 0):
             failure = ("exit", "non-zero exit status")
     except OutputLimit:
-        pass  # reported below from stdout.overflowed, which a `finally: return` in the program cannot undo
+        failure = None  # reported below from stdout.overflowed, which a `finally: return` in the program cannot undo
     except MemoryError:
         failure = ("memory", "MemoryError")
     except BaseException as error:

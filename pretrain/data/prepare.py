@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import shutil
 from collections import Counter
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from core_model.errors import InputError
+from core_model.manifest import sha256_file, sync
 from core_model.tokenizer import encode_texts, load_tokenizer, token_byte_lengths, train_tokenizer
 from core_model.tokenizer.prompts import CHAT_PHRASES
 from pretrain.data.config import CorpusConfig, LongText
@@ -33,7 +33,7 @@ from pretrain.data.dedup import Deduplicator, content_digest, hash_fraction, is_
 from pretrain.data.fim import encode_documents
 from pretrain.data.long_documents import ModuleGroup, long_documents, module_groups
 from pretrain.data.needles import needle_row, short_needle_documents
-from pretrain.data.shards import ShardWriter, TokenShards, file_sha256, write_durably
+from pretrain.data.shards import ShardWriter, TokenShards, write_durably
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -81,7 +81,7 @@ def prepare_corpus(config: CorpusConfig, folder: Path) -> dict[str, Any]:
     partial.mkdir(parents=True)
     summary = _build(config, partial)
     partial.replace(folder)
-    _sync_folder(folder.parent)
+    sync(folder.parent)
     return summary
 
 
@@ -97,7 +97,7 @@ def open_corpus(folder: Path) -> PreparedCorpus:
         path = folder / name
         if not path.is_file():
             raise InputError(path, expected="a file of the corpus", found="no such file")
-        if (found := file_sha256(path)) != expected:
+        if (found := sha256_file(path)) != expected:
             raise InputError(path, expected=f"sha256 {expected}", found=f"sha256 {found}")
     return PreparedCorpus(
         folder=folder,
@@ -124,7 +124,7 @@ def _build(config: CorpusConfig, folder: Path) -> dict[str, Any]:
         "format": "trivium-corpus/1",
         "config": config.model_dump(mode="json"),
         "summary": summary,
-        "files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in files},
+        "files": {path.relative_to(folder).as_posix(): sha256_file(path) for path in files},
     }
     write_durably(folder / CORPUS_FILE, json.dumps(record, indent=1, ensure_ascii=False).encode())
     return summary
@@ -340,12 +340,3 @@ def _read_record(folder: Path) -> dict[str, Any]:
         found = repr(record.get("format")) if isinstance(record, dict) else type(record).__name__
         raise InputError(path, where="format", expected="'trivium-corpus/1'", found=found)
     return record
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have a rename in this folder on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

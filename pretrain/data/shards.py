@@ -23,6 +23,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from core_model.errors import InputError
+from core_model.manifest import sha256_file
 from recipes.schema import StrictModel
 
 MANIFEST = "manifest.json"
@@ -249,12 +250,6 @@ def write_durably(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read_manifest(path: Path) -> ShardManifest:
     if not path.is_file():
         raise InputError(path, expected="the manifest of a folder of token shards", found="no such file")
@@ -276,5 +271,5 @@ def _check_file(folder: Path, file: ShardFile, size: int, verify: bool) -> None:
     found = path.stat().st_size
     if found != file.size:
         raise InputError(path, expected=f"{file.size} bytes", found=f"{found} bytes")
-    if verify and (digest := file_sha256(path)) != file.sha256:
+    if verify and (digest := sha256_file(path)) != file.sha256:
         raise InputError(path, expected=f"sha256 {file.sha256}", found=f"sha256 {digest}")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from reference import YARN_TINY, random_model, random_tokens, shared_model, tiny_config
 from safetensors.torch import load_file, save_file
 
-from core_model.checkpoint import verify_manifest, write_manifest
 from core_model.checkpoint.folder import CONFIG_FIELDS
 from core_model.errors import InputError
+from core_model.manifest import verify_manifest, write_manifest
 from core_model.model import V3ForCausalLM
 
 

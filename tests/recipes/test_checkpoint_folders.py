@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core_model.errors import InputError
-from recipes.checkpoints import latest_checkpoint, save_checkpoint, step_of, verify_manifest, write_manifest
+from core_model.manifest import verify_manifest, write_manifest
+from recipes.checkpoints import latest_checkpoint, save_checkpoint, step_of
 
 
 def save(folder: Path, step: int, keep: int = 2) -> Path:

@@ -21,7 +21,11 @@ def tables_of(path: Path) -> set[str]:
     """The keys that hold a table, such as numbers by family: one comment describes all its entries."""
     data, source = read_yaml(path)
     if "stage" not in data:
-        return {"stages.inputs", "stages.recipe", "stages.overrides"}  # a pipeline's stages: the comment stands beside each id
+        return {
+            "stages.inputs",
+            "stages.recipe",
+            "stages.overrides",
+        }  # a pipeline's stages: the comment stands beside each id
     fields = dotted_keys(stage_schema(data, source))
     annotations = {key: field.annotation for key, field in fields}
     # dict[str, Any] is no table but somebody else's configuration: each key says what it is.

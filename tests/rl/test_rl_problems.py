@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core_model.errors import InputError
 from core_model.generation import Engine
+from eval.tasks import judge_answers
 from eval.tasks.family import Judgement
 from recipes.loader import load_recipe
 from recipes.rows import Verdict
@@ -67,8 +68,18 @@ class Preflight:
 
 
 def test_the_preflight_passes_what_is_sound(tokenizer):
-    Preflight(tokenizer).run({"chain_sum": 1.0, "base_conversion": 1.0, "number_sorting": 1.0, "code": 1.0})
-    Preflight(tokenizer, RewardRecipe(accuracy=1.0, format=0.0, require_thought=False)).run({"gcd": 1.0})
+    """It raises where something is not; passing, it has had answers of every family judged."""
+    judged = []
+
+    def judge(problems, answers):
+        judged.extend(problem.source for problem in problems)
+        return judge_answers(problems, answers)
+
+    families = {"chain_sum": 1.0, "base_conversion": 1.0, "number_sorting": 1.0, "code": 1.0}
+    Preflight(tokenizer, judge=judge).run(families)
+    bare = RewardRecipe(accuracy=1.0, format=0.0, require_thought=False)
+    Preflight(tokenizer, bare, judge=judge).run({"gcd": 1.0})
+    assert set(judged) == {*families, "gcd"}
 
 
 @pytest.mark.parametrize("verdict", [Verdict.WRONG_ANSWER, Verdict.CORRECT, Verdict.INFRA_ERROR])
