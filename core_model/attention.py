@@ -130,8 +130,12 @@ class MultiHeadLatentAttention(nn.Module):
         q = torch.cat((q_nope, q_rope), dim=-1)
         if context.documents is None or context.cache is not None:
             return scaled_dot_product(q, k, v, self.scale, context.visible).flatten(2)
-        groups = zip(*(context.documents.split(x) for x in (q, k, v)), strict=True)
-        return context.documents.join([scaled_dot_product(*group, self.scale, None) for group in groups]).flatten(2)
+        q_groups, k_groups, v_groups = (context.documents.split(x) for x in (q, k, v))
+        outs = [
+            scaled_dot_product(q_NLHd, k_NLHd, v_NLHV, self.scale, None)
+            for q_NLHd, k_NLHd, v_NLHV in zip(q_groups, k_groups, v_groups, strict=True)
+        ]
+        return context.documents.join(outs).flatten(2)
 
     def absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, visible: Tensor | None
