@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -58,6 +59,9 @@ def stage_main(
     # Libraries announce every request and download; only their warnings matter to a reader of a training run.
     for name in ("httpx", "urllib3", "filelock", "fsspec", "datasets", "transformers", "accelerate"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # TRL and transformers announce experimental and coming changes at every step; the versions are pinned.
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     try:
         _refuse_several_processes(stage, distributed)
         return _run(stage, schema, run_stage, options)
