@@ -1,4 +1,4 @@
-"""Running totals, sums column by column and differences digit by digit; checked by going back."""
+"""Sums column by column, differences digit by digit in a running total; checked by going back."""
 
 from __future__ import annotations
 
@@ -10,55 +10,55 @@ from distill.teacher.trace import Line, Trace, write_out
 
 def render(metadata: dict[str, Any], rng: Random, mistake: bool) -> Trace:
     """A trace from `{"numbers": [first, signed, ...]}`."""
-    total, *rest = metadata["numbers"]
+    numbers: list[int] = metadata["numbers"]
+    total = sum(numbers)
+    if len(numbers) == 1:
+        return Trace(f"Only {total}.", "Check: one number. Correct.", str(total))
+    if min(numbers) < 0:
+        return _running_total(numbers, rng, mistake)
+    # All numbers at once: every digit that is added stands in the problem, at a place that never moves.
+    lines = [*_columns(numbers, rng), Line(f"Sum {total}.")]
+    back = ";".join(line.right for line in _columns(numbers[::-1], rng))
+    return Trace(write_out(lines, rng, mistake), f"Check: {back};{total}. Correct.", str(total))
+
+
+def _columns(numbers: list[int], rng: Random) -> list[Line]:
+    """A line per decimal place from the right: digit after digit, then the carry; only sums of two small numbers."""
+    lines = []
+    carry = 0
+    for place in range(len(str(max(numbers)))):
+        digits = [number // 10**place % 10 for number in numbers]
+        terms = [*digits, carry] if carry else digits
+        slip_at, slip = rng.randrange(1, len(terms)), rng.choice((-1, 1))
+        slip = abs(slip) if sum(terms[: slip_at + 1]) == 0 else slip
+        wrong = _partial_sums(terms, slip_at, slip)
+        lines.append(Line(",".join(_partial_sums(terms)), ",".join(wrong), f"{wrong[slip_at - 1]} is wrong"))
+        carry = sum(terms) // 10
+    return lines
+
+
+def _partial_sums(terms: list[int], slip_at: int | None = None, slip: int = 0) -> list[str]:
+    """`8+5=13`, `13+7=20`, ...; the sum with the term at `slip_at` is off by `slip`, what follows goes on from it."""
+    shown, total = [], terms[0]
+    for index, term in enumerate(terms[1:], 1):
+        after = total + term + (slip if index == slip_at else 0)
+        shown.append(f"{total}+{term}={after}")
+        total = after
+    return shown
+
+
+def _running_total(numbers: list[int], rng: Random, mistake: bool) -> Trace:
+    total, *rest = numbers
     lines, totals = [], [total]
     for number in rest:
-        lines.append(_line(total, number, rng))
+        lines.append(_digits_in_turn(total, number, rng))
         total += number
         totals.append(total)
-    back = []
-    for number, before, after in zip(reversed(rest), totals[-2::-1], totals[:0:-1], strict=True):
-        back.append(f"{after}{_sign(-number)}{abs(number)}={before}")
-    # No spaces inside: a number's digits are a token each, and so would be every space before a number.
-    check = f"Check: {','.join(back)}. Correct." if back else "Check: one number. Correct."
-    solution = write_out(lines, rng, mistake) if lines else f"Only {total}."
-    return Trace(solution, check, str(total))
-
-
-def _line(total: int, number: int, rng: Random) -> Line:
-    """One step of the running total; columns need a sum of numbers that are not negative."""
-    return _columns(total, number, rng) if total >= 0 and number >= 0 else _digits_in_turn(total, number, rng)
-
-
-def _columns(total: int, number: int, rng: Random) -> Line:
-    """Add digit to digit from the right, the carry as a third term: nothing but sums of single digits."""
-    width = max(len(str(total)), len(str(number)))
-    slip_at, slip = rng.randrange(width), rng.choice((-1, 1))
-    right, wrong, remark = [], [], ""
-    carry = slipped_carry = 0
-    digits = slipped_digits = ""
-    for index in range(width):
-        pair = [int(str(term).zfill(width)[width - 1 - index]) for term in (total, number)]
-        right.append(_column(pair, carry, 0))
-        error = 0
-        if index == slip_at:
-            error = slip if sum(pair) + slipped_carry + slip >= 0 else -slip
-        wrong.append(_column(pair, slipped_carry, error))
-        if error:
-            remark = f"{wrong[-1]} is wrong"
-        carry, digit = divmod(sum(pair) + carry, 10)
-        slipped_carry, slipped = divmod(sum(pair) + slipped_carry + error, 10)
-        digits, slipped_digits = f"{digit}{digits}", f"{slipped}{slipped_digits}"
-    head = f"{total}+{number}:"
-    result = str(int(f"{carry}{digits}"))
-    slipped_result = str(int(f"{slipped_carry}{slipped_digits}"))
-    line = f"{head}{','.join([*right, result])}."
-    return Line(line, f"{head}{','.join([*wrong, slipped_result])}.", remark)
-
-
-def _column(pair: list[int], carry: int, error: int) -> str:
-    terms = [*pair, carry] if carry else pair
-    return f"{'+'.join(map(str, terms))}={sum(terms) + error}"
+    back = [
+        f"{after}{_sign(-number)}{abs(number)}={before}"
+        for number, before, after in zip(reversed(rest), totals[-2::-1], totals[:0:-1], strict=True)
+    ]
+    return Trace(write_out(lines, rng, mistake), f"Check: {','.join(back)}. Correct.", str(total))
 
 
 def _digits_in_turn(total: int, number: int, rng: Random) -> Line:

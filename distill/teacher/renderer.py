@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from distill.teacher import base_conversion, chain_sum, code, gcd, letter_counting, number_sorting
+from distill.teacher import base_conversion, chain_sum, code, count_bits, gcd, letter_counting, number_sorting
 from distill.teacher.trace import Trace
 from recipes.rows import Problem, sha256_of
 
@@ -19,6 +19,7 @@ Render = Callable[[dict[str, Any], Random, bool], Trace]
 
 _FROM_METADATA: dict[str, Render] = {
     "chain_sum": chain_sum.render,
+    "count_bits": count_bits.render,
     "base_conversion": base_conversion.render,
     "number_sorting": number_sorting.render,
     "gcd": gcd.render,
@@ -39,7 +40,7 @@ class Renderer:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"name": "renderer", "revision": "1", "mistake_share": self.mistake_share}
+        return {"name": "renderer", "revision": "2", "mistake_share": self.mistake_share}
 
     def generate(self, problem: Problem, seed: int) -> Trace:
         """The trace for a problem.

@@ -15,13 +15,13 @@ from core_model.errors import InputError
 from eval.tasks.code import Code
 from eval.tasks.family import Family, Judgement, Split
 from eval.tasks.needle import Needle
-from eval.tasks.reasoning import BaseConversion, ChainSum, Gcd, LetterCounting, NumberSorting
+from eval.tasks.reasoning import BaseConversion, ChainSum, CountBits, Gcd, LetterCounting, NumberSorting
 from recipes.rows import Problem
 
 FAMILIES: dict[str, type[Family]] = {
-    family.name: family for family in (ChainSum, BaseConversion, NumberSorting, Gcd, LetterCounting, Code, Needle)
+    family.name: family for family in (ChainSum, CountBits, BaseConversion, NumberSorting, Gcd, LetterCounting, Code, Needle)
 }
-REASONING_FAMILIES = ("chain_sum", "base_conversion", "number_sorting", "gcd", "letter_counting")
+REASONING_FAMILIES = ("chain_sum", "count_bits", "base_conversion", "number_sorting", "gcd", "letter_counting")
 
 
 def family_names() -> list[str]:

@@ -162,7 +162,7 @@ class BaseConversion(ReasoningFamily):
     max_value: int = 2047
 
     def space(self) -> Sequence[Item]:
-        return _all_values(self.max_value)
+        return _all_values(0, self.max_value)
 
     def draw(self, rng: Random, split: Split) -> Item:
         return {"value": rng.randint(0, self.max_value)}
@@ -188,12 +188,47 @@ class BaseConversion(ReasoningFamily):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CountBits(ReasoningFamily):
+    """How many 1 bits a number has.
+
+    Args:
+        max_value: largest number; the whole range 1..max_value is divided among the splits.
+    """
+
+    name = "count_bits"
+    domain = "math"
+    description = "count the 1 bits of a number"
+    answer_form = INTEGER
+
+    max_value: int = 2047
+
+    def space(self) -> Sequence[Item]:
+        return _all_values(1, self.max_value)
+
+    def draw(self, rng: Random, split: Split) -> Item:
+        return {"value": rng.randint(1, self.max_value)}
+
+    def canonical(self, item: Item) -> Any:
+        return item["value"]
+
+    def question(self, item: Item) -> str:
+        return f"Count the 1 bits of {item['value']}."
+
+    def answer(self, item: Item) -> str:
+        return str(item["value"].bit_count())
+
+    def metadata(self, item: Item) -> dict[str, Any]:
+        value = item["value"]
+        return {"number": value, "solution": value.bit_count(), "binary": format(value, "b"), "n": value}
+
+
+@dataclass(frozen=True, kw_only=True)
 class NumberSorting(ReasoningFamily):
     """Sorting distinct non-negative integers.
 
     Args:
         count: smallest and largest count of numbers.
-        max_value: largest number.
+        min_value, max_value: smallest and largest number.
     """
 
     name = "number_sorting"
@@ -202,10 +237,11 @@ class NumberSorting(ReasoningFamily):
     answer_form = NUMBER_LIST
 
     count: tuple[int, int] = (4, 5)
+    min_value: int = 10
     max_value: int = 99
 
     def draw(self, rng: Random, split: Split) -> Item | None:
-        numbers = rng.sample(range(self.max_value + 1), rng.randint(*self.count))
+        numbers = rng.sample(range(self.min_value, self.max_value + 1), rng.randint(*self.count))
         return {"numbers": numbers} if numbers != sorted(numbers) else None
 
     def canonical(self, item: Item) -> Any:
@@ -319,8 +355,8 @@ class LetterCounting(ReasoningFamily):
 
 
 @functools.cache
-def _all_values(max_value: int) -> tuple[Item, ...]:
-    return tuple({"value": value} for value in range(max_value + 1))
+def _all_values(min_value: int, max_value: int) -> tuple[Item, ...]:
+    return tuple({"value": value} for value in range(min_value, max_value + 1))
 
 
 @functools.cache

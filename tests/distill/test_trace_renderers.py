@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.patterns import pattern_statistics
-from distill.teacher import base_conversion, chain_sum, gcd, letter_counting, number_sorting
+from distill.teacher import base_conversion, chain_sum, count_bits, gcd, letter_counting, number_sorting
 from distill.teacher.renderer import RENDERED_FAMILIES, Renderer
 from distill.teacher.trace import Line, Trace, generation_key, write_out
 from eval.tasks import get_family, judge_answers, problems
@@ -84,14 +84,18 @@ def test_lengths_fit_a_nano_model() -> None:
 
 
 @PROPERTY
-@given(st.lists(st.integers(-999, 999).filter(bool), min_size=1, max_size=5), st.integers(0, 99))
+@given(
+    st.lists(st.integers(0, 999), min_size=1, max_size=5)
+    | st.lists(st.integers(-999, 999).filter(bool), min_size=1, max_size=5),
+    st.integers(0, 99),
+)
 def test_chain_sum_claims(numbers: list[int], seed: int) -> None:
     numbers[0] = abs(numbers[0])
     trace = chain_sum.render({"numbers": numbers}, Random(seed), False)
     assert trace.answer == str(sum(numbers))
     if len(numbers) > 1:
         assert_all_claims_true(trace.reasoning)
-        assert trace.check.endswith(f"={numbers[0]}. Correct.")
+        assert trace.check.endswith(f"{sum(numbers) if min(numbers) >= 0 else f'={numbers[0]}'}. Correct.")
         wrong = chain_sum.render({"numbers": numbers}, Random(seed), True).solution.split("\n")
         (at,) = [index for index, line in enumerate(wrong) if line.startswith("Wait, ")]
         blamed = CLAIM.search(wrong[at])
@@ -116,7 +120,22 @@ def test_base_conversion_claims(value: int, seed: int) -> None:
 
 
 @PROPERTY
-@given(st.lists(st.integers(0, 99), min_size=1, max_size=7), st.booleans())
+@given(st.integers(1, 100_000), st.integers(0, 9))
+def test_count_bits_claims(value: int, seed: int) -> None:
+    trace = count_bits.render({"number": value}, Random(seed), False)
+    assert trace.answer == str(value.bit_count())
+    halves = [(int(number), int(count)) for number, count in re.findall(r"(\d+):(\d+)", trace.solution)]
+    assert halves[0] == (value, value % 2) and halves[-1] == (1, value.bit_count())
+    for (before, count), (after, next_count) in pairwise(halves):
+        assert after == before // 2 and next_count == count + after % 2
+    assert list(map(int, re.findall(r"\d+", trace.check)))[:-1] == [number for number, _ in halves if number % 2]
+    wrong, wait, *_ = count_bits.render({"number": value}, Random(seed), True).solution.split("\n")
+    number, parity = re.fullmatch(r"Wait, (\d+) is (odd|even)\.", wait).groups()  # type: ignore[union-attr]
+    assert int(number) % 2 == (parity == "odd") and f"{number}:" in wrong
+
+
+@PROPERTY
+@given(st.lists(st.integers(0, 999), min_size=1, max_size=7), st.booleans())
 def test_sorting_with_and_without_repeats(numbers: list[int], mistake: bool) -> None:
     trace = number_sorting.render({"original_numbers": list(map(str, numbers))}, Random(0), mistake)
     assert trace.answer == " ".join(map(str, sorted(numbers)))
