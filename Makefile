@@ -11,7 +11,7 @@ DEVICE_FILE  := core_model/parallel/device.py
 DEVICE_NAMES := torch\.(cuda|npu|mps|xpu|hip)\b|["'](cuda|npu|mps|xpu|hip)(:[0-9]+)?["']
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nano test lint bench claims clean
+.PHONY: help setup nano test lint bench claims soak clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -45,6 +45,9 @@ bench: $(STAMP)  ## side-by-side measures against peers
 
 claims: nano  ## the claims at small scale, each against its control (about 40 minutes more)
 	$(BIN)/trivium run recipes/nano/claims.yaml
+
+soak: nano  ## one SIGKILL in every stage of make nano: the same numbers come out (docs/soak.md)
+	$(BIN)/python tests/soak/kill_stages.py recipes/nano/pipeline.yaml
 
 clean:  ## remove caches and build leftovers; runs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

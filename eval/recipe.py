@@ -121,6 +121,9 @@ class Comparison(StrictModel):
 
     better: str = Field(description="id of the model expected to be better")
     baseline: str = Field(description="id of the model it is compared with")
+    families: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="families that count; null: all of them"
+    )
 
 
 class Recipe(StageRecipe):
@@ -161,6 +164,10 @@ class Recipe(StageRecipe):
                     raise ValueError(f"comparisons: {name!r} is no model that answers problems (they are: {known})")
             if pair.better == pair.baseline:
                 raise ValueError(f"comparisons: {pair.better!r} with itself")
+            for family in pair.families or ():
+                if family not in self.problems.families:
+                    known = ", ".join(self.problems.families)
+                    raise ValueError(f"comparisons: {family!r} is not among the problems (they are: {known})")
         if self.needle.filler is None and any(entry.needle for entry in self.models.values()):
             raise ValueError("needle.filler: the grid needs text to hide needles in")
         return self

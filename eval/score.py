@@ -12,7 +12,7 @@ import numpy as np
 from eval.metrics import Array, Interval, bootstrap_means, length_summary, paired_difference, pass_at_k
 from eval.needle_grid import NeedleRow, grid_scores
 from eval.perplexity import TextReport
-from eval.recipe import ModelEntry, Recipe
+from eval.recipe import Comparison, ModelEntry, Recipe
 from eval.tasks import best_constant
 from recipes.rows import JudgedSample, Problem, Verdict, sha256_of
 
@@ -54,8 +54,7 @@ def score(recipe: Recipe, samples: Samples) -> dict[str, Any]:
             for name in recipe.models
         },
         "comparisons": [
-            {"better": pair.better, "baseline": pair.baseline}
-            | compare(recipe, (pair.better, pair.baseline), grouped[pair.better], grouped[pair.baseline])
+            pair.model_dump(mode="json") | compare(recipe, pair, grouped[pair.better], grouped[pair.baseline])
             for pair in recipe.comparisons
         ],
         "needle": _needle(recipe, samples),
@@ -174,10 +173,11 @@ def _histogram(rows: Sequence[JudgedSample]) -> dict[str, Any]:
     return {"edges": edges.tolist()} | {name: np.histogram(part, edges)[0].tolist() for name, part in parts.items()}
 
 
-def compare(recipe: Recipe, names: tuple[str, str], better: Grouped, baseline: Grouped) -> dict[str, Any]:
-    """Two models on the problems that count for both, per family and over all."""
+def compare(recipe: Recipe, pair: Comparison, better: Grouped, baseline: Grouped) -> dict[str, Any]:
+    """Two models on the problems that count for both, per family and over all of them."""
+    names = (pair.better, pair.baseline)
     paired: dict[str, Array] = {}
-    for family in better:
+    for family in pair.families or better:
         a, b = problem_means(better[family]), problem_means(baseline[family])
         shared = [problem_id for problem_id in a if problem_id in b]
         if shared:

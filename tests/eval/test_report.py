@@ -98,6 +98,19 @@ def test_accuracy_lengths_and_difference(asked):
     assert report["best_constant"] == pytest.approx(mean)
 
 
+def test_comparison_of_some_families(asked):
+    rows = [
+        sample(problem, verdict=Verdict.CORRECT if problem.source == "gcd" else Verdict.WRONG_ANSWER)
+        for problem in asked
+    ]
+    pair = {"better": "a", "baseline": "b", "families": ["gcd"]}
+    report = score(make_recipe(comparisons=[pair]), Samples(asked, {"a": rows, "b": rows_right(asked, 0)}))
+    (compared,) = report["comparisons"]
+    assert list(compared["families"]) == ["gcd"] and compared["macro"]["problems"] == 40
+    assert compared["macro"]["accuracy"]["value"] == 1.0  # 0.5 over both families
+    tables(report, WIDTH)  # a family that was left out is a dash
+
+
 def test_what_could_not_be_judged_is_no_wrong_answer(asked):
     rows = rows_right(asked, 40)
     rows[0] = rows[0].model_copy(update={"verdict": Verdict.INFRA_ERROR})

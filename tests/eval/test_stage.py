@@ -175,6 +175,7 @@ def test_another_recipe_is_refused_in_the_same_folder(recipe_file, whole_run, ca
     [
         ("sampling.pass_at=[1,2]", "pass@k"),
         ("comparisons=[{better: short, baseline: short}]", "with itself"),
+        ("comparisons=[{better: short, baseline: reasoning, families: [sorting]}]", "'sorting' is not among"),
         ("problems.families.gcd=0", "1 or more"),
         ("models={'a b': {path: x, mode: chat}}", "id is made of"),
     ],
