@@ -12,6 +12,9 @@ class TeacherRecipe(StrictModel):
     mistake_share: float = Field(
         default=0.15, ge=0, le=1, description="share of traces with a mistake that is found and mended, 0 to 1"
     )
+    check_share: float = Field(
+        default=1.0, ge=0.0, le=1.0, description="share of traces that end with a verification of the result"
+    )
 
 
 class Recipe(StageRecipe):

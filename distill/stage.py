@@ -44,7 +44,7 @@ def run_stage(recipe: Recipe, run: Run) -> dict[str, Any]:
     Returns:
         The summary: per family the kept and rejected counts and the pattern statistics.
     """
-    teacher = Renderer(recipe.teacher.mistake_share)
+    teacher = Renderer(recipe.teacher.mistake_share, recipe.teacher.check_share)
     tasks = list(_tasks(recipe, teacher))
     samples = run.path / "samples"
     journal = Journal(samples / "generations.jsonl")

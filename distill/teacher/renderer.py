@@ -7,7 +7,7 @@ and mends it: the verification and reflection patterns that distillation is to c
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
@@ -34,13 +34,16 @@ class Renderer:
 
     Args:
         mistake_share: share of traces with a mistake that is found and mended, 0 to 1.
+        check_share: share of traces that end with a verification, 0 to 1.
     """
 
     mistake_share: float = 0.15
+    check_share: float = 1.0
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"name": "renderer", "revision": "2", "mistake_share": self.mistake_share}
+        shares = {"mistake_share": self.mistake_share, "check_share": self.check_share}
+        return {"name": "renderer", "revision": "2", **shares}
 
     def generate(self, problem: Problem, seed: int) -> Trace:
         """The trace for a problem.
@@ -49,9 +52,11 @@ class Renderer:
             ValueError: no renderer for the problem's family.
         """
         rng = Random(int(sha256_of("trace", problem.id, seed)[:16], 16))
-        mistake = rng.random() < self.mistake_share
+        mistake, checked = rng.random() < self.mistake_share, rng.random() < self.check_share
         if problem.source == "code":
-            return code.render(problem.verification_info, rng, mistake)
-        if problem.source not in _FROM_METADATA:
+            trace = code.render(problem.verification_info, rng, mistake)
+        elif problem.source in _FROM_METADATA:
+            trace = _FROM_METADATA[problem.source](problem.verification_info["metadata"], rng, mistake)
+        else:
             raise ValueError(f"no trace renderer for the family {problem.source!r}")
-        return _FROM_METADATA[problem.source](problem.verification_info["metadata"], rng, mistake)
+        return trace if checked else replace(trace, check="")

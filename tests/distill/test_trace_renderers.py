@@ -187,6 +187,16 @@ def test_mistake_share_and_determinism() -> None:
     assert len(variants) > 3  # another seed, another place to slip
 
 
+def test_check_share_drops_the_check_and_nothing_else() -> None:
+    asked = problems("chain_sum", "train", 1000)
+    whole = [Renderer(0.0).generate(problem, seed) for seed, problem in enumerate(asked)]
+    some = [Renderer(0.0, check_share=0.8).generate(problem, seed) for seed, problem in enumerate(asked)]
+    assert [trace.solution for trace in some] == [trace.solution for trace in whole]
+    assert 0.76 < sum(trace == other for trace, other in zip(some, whole, strict=True)) / 1000 < 0.84
+    assert {trace.reasoning == trace.solution for trace in some if not trace.check} == {True}
+    assert Renderer(0.0, check_share=0.8).identity != Renderer(0.0).identity
+
+
 def test_key_tells_everything_that_decides_a_trace() -> None:
     first, second = problems("gcd", "train", 2)
     keys = {
