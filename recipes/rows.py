@@ -138,7 +138,7 @@ def read_rows(path: Path, kind: type[R]) -> Iterator[R]:
     """
     if not path.is_file():
         raise InputError(path, expected=f"a JSONL file of {kind.__name__} rows", found="no such file")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:  # pydantic decodes, so that bytes that are no UTF-8 are an error of their line
         for number, line in enumerate(file, 1):
             try:
                 yield kind.model_validate_json(line)

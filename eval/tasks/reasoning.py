@@ -147,28 +147,34 @@ class ChainSum(ReasoningFamily):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BaseConversion(ReasoningFamily):
-    """Decimal to binary.
+class OneNumber(ReasoningFamily):
+    """A question about one number; its whole range is divided among the splits.
 
     Args:
-        max_value: largest number; the whole range 0..max_value is divided among the splits.
+        min_value, max_value: smallest and largest number.
     """
+
+    min_value: int = 0
+    max_value: int = 2047
+
+    def space(self) -> Sequence[Item]:
+        return _all_values(self.min_value, self.max_value)
+
+    def draw(self, rng: Random, split: Split) -> Item:
+        return {"value": rng.randint(self.min_value, self.max_value)}
+
+    def canonical(self, item: Item) -> Any:
+        return item["value"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConversion(OneNumber):
+    """Decimal to binary."""
 
     name = "base_conversion"
     domain = "math"
     description = "write a decimal number in binary"
     answer_form = BITS
-
-    max_value: int = 2047
-
-    def space(self) -> Sequence[Item]:
-        return _all_values(0, self.max_value)
-
-    def draw(self, rng: Random, split: Split) -> Item:
-        return {"value": rng.randint(0, self.max_value)}
-
-    def canonical(self, item: Item) -> Any:
-        return item["value"]
 
     def question(self, item: Item) -> str:
         return f"Write {item['value']} in binary."
@@ -188,28 +194,15 @@ class BaseConversion(ReasoningFamily):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CountBits(ReasoningFamily):
-    """How many 1 bits a number has.
-
-    Args:
-        max_value: largest number; the whole range 1..max_value is divided among the splits.
-    """
+class CountBits(OneNumber):
+    """How many 1 bits a number has."""
 
     name = "count_bits"
     domain = "math"
     description = "count the 1 bits of a number"
     answer_form = INTEGER
 
-    max_value: int = 2047
-
-    def space(self) -> Sequence[Item]:
-        return _all_values(1, self.max_value)
-
-    def draw(self, rng: Random, split: Split) -> Item:
-        return {"value": rng.randint(1, self.max_value)}
-
-    def canonical(self, item: Item) -> Any:
-        return item["value"]
+    min_value: int = 1
 
     def question(self, item: Item) -> str:
         return f"Count the 1 bits of {item['value']}."
