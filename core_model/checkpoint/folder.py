@@ -69,10 +69,13 @@ def load_folder(folder: Path, overrides: dict[str, Any]) -> V3ForCausalLM:
     A folder without MTP weights whose config claims MTP layers is loaded with `num_nextn_predict_layers=0`
     passed by the caller.
     """
+    from transformers.initialization import no_init_weights
+
     from core_model.model import V3ForCausalLM
 
     verify_manifest(folder, required=False)  # before a damaged config.json is believed
-    model = V3ForCausalLM(read_config(folder, overrides))
+    with no_init_weights():  # everything is filled: `_fill` refuses a folder that lacks a tensor
+        model = V3ForCausalLM(read_config(folder, overrides))
     _fill(model, folder)
     model.config._name_or_path = str(folder)
     return model

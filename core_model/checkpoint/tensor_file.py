@@ -95,13 +95,14 @@ def read_tensor(path: Path, entry: Entry) -> Tensor:
     tensor = torch.empty(entry.shape, dtype=entry.dtype)
     with path.open("rb") as file:
         file.seek(entry.start)
-        if (found := file.readinto(_bytes(tensor))) != entry.nbytes:  # type: ignore[attr-defined]
+        if (found := file.readinto(_bytes(tensor))) != entry.nbytes:
             raise InputError(path, expected=f"{entry.nbytes} bytes from {entry.start} on", found=f"{found}")
     return tensor
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    """The memory of a contiguous tensor."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 class TensorWriter:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
 from safetensors.torch import load_file
+
 from core_model.errors import InputError
 from pretrain.recipe import Recipe
 from pretrain.stage import run_stage
