@@ -147,7 +147,7 @@ def import_model(
     folder: Annotated[Path, typer.Argument(help="A deepseek_v3 folder: safetensors and config.json, BF16 or FP8.")],
     out: NewFolder,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="How weights are stored; left out: as they are, and BF16 for FP8.")
+        Dtype | None, typer.Option(help="How weights are stored; left out: like its head, or BF16 for FP8.")
     ] = None,
     scale: Annotated[Scale, typer.Option(help="FP8 only: any scale, or powers of two.")] = Scale.FP32,
     mtp: MTP = True,

@@ -159,7 +159,7 @@ def convert_folder(
     Args:
         source: a folder in DeepSeek's format, ours or another program's. One whose config.json claims MTP modules
             that its weights lack (transformers writes such) is taken without them.
-        storage: of the result; None keeps the source's, and makes BF16 of FP8.
+        storage: of the result; None takes the type of the source's head, and makes BF16 of FP8.
         mtp: write the MTP modules.
         on_tensors: called with the number of weights done and their total, first when the work begins.
 
@@ -218,7 +218,7 @@ def _config(source: Path, weights: StoredWeights, mtp: bool) -> V3Config:
 
 
 def _storage_of(weights: StoredWeights) -> Storage:
-    """As the source is stored; BF16 for FP8."""
+    """The type of the source's head; BF16 for FP8."""
     if weights.scales:
         return Storage(torch.bfloat16)
     dtype = weights.places["lm_head.weight"].entry.dtype if "lm_head.weight" in weights.places else None
