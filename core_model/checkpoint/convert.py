@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -126,6 +126,13 @@ class _Journal:
             found = "one from another source or with other options; remove it, or choose another OUT"
             raise InputError(self.path, expected=expected, found=found)
 
+    def begin(self) -> None:
+        """Make the folder; one that no record describes is emptied."""
+        if not self.path.is_file():
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.write()
+
     def holds(self, shard: Shard) -> bool:
         """Whether a shard is finished and as it was written."""
         path = self.folder / shard.file
@@ -168,53 +175,74 @@ def convert_folder(
             the disk is too full.
     """
     verify_manifest(source, required=False)  # folders of other programs have none
-    weights = StoredWeights(source)
-    config = _config(source, weights, mtp)
-    storage = storage or _storage_of(weights)
-    shapes = shapes_on_disk(config)
-    weights.check(shapes, config)
-    shards = plan_shards(shapes, storage, shard_bytes)
-    journal = _Journal(out, _fingerprint(weights, config, storage, shards))
+    plan = _plan(StoredWeights(source), storage, mtp, shard_bytes)
+    journal = _Journal(out, plan.fingerprint())
     result = Conversion(
-        storage,
-        tensors=len(shapes),
-        shards=len(shards),
+        plan.storage,
+        tensors=plan.tensors,
+        shards=len(plan.shards),
         kept=0,
-        nbytes=sum(shard.nbytes for shard in shards),
-        mtp_layers=config.num_nextn_predict_layers,
+        nbytes=sum(shard.nbytes for shard in plan.shards),
+        mtp_layers=plan.config.num_nextn_predict_layers,
         companions=tuple(name for name in COMPANIONS if (source / name).is_file()),
     )
     if out.exists():
         if not (journal.finished and (out / MANIFEST).is_file()):
             raise InputError(out, expected="a folder that is not there yet", found="one that is")
         journal.path.unlink()  # killed between its last two steps
-        return replace(result, kept=len(shards))
-    kept = {shard.file for shard in shards if journal.holds(shard)}
-    _refuse_full_disk(out, sum(shard.nbytes for shard in shards if shard.file not in kept))
-    if not journal.path.is_file():
-        shutil.rmtree(journal.folder, ignore_errors=True)  # nothing says what it holds
-    journal.folder.mkdir(parents=True, exist_ok=True)
-    journal.write()
-    done = sum(len(shard.names) for shard in shards if shard.file in kept)
-    on_tensors(done, len(shapes))
-    for shard in shards:
-        if shard.file in kept:
-            continue
-        for written, _ in enumerate(_write_shard(shard, weights, config, storage, journal.folder), 1):
-            on_tensors(done + written, len(shapes))
+        return replace(result, kept=result.shards)
+    kept = [shard for shard in plan.shards if journal.holds(shard)]
+    missing = [shard for shard in plan.shards if shard not in kept]
+    _refuse_full_disk(out, sum(shard.nbytes for shard in missing))
+    journal.begin()
+    done = sum(len(shard.names) for shard in kept)
+    on_tensors(done, plan.tensors)
+    for shard in missing:
+        for written, _ in enumerate(_write_shard(shard, plan, journal.folder), 1):
+            on_tensors(done + written, plan.tensors)
         done += len(shard.names)
         journal.record(shard)
-    _finish(source, out, config, result, shards, journal)
+    _finish(source, out, plan, result, journal)
     return replace(result, kept=len(kept))
 
 
-def _config(source: Path, weights: StoredWeights, mtp: bool) -> V3Config:
+@dataclass(frozen=True)
+class _Plan:
+    """What is read, and what becomes of it."""
+
+    weights: StoredWeights
+    config: V3Config
+    storage: Storage
+    shards: list[Shard]
+
+    @property
+    def tensors(self) -> int:
+        return sum(len(shard.names) for shard in self.shards)
+
+    def fingerprint(self) -> str:
+        """What makes two conversions the same: the source's files as they are, and all that decides on the result."""
+        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.weights.files()]
+        source, shards = str(self.weights.folder.resolve()), [(shard.file, shard.names) for shard in self.shards]
+        described = [source, stats, disk_config(self.config, self.storage), str(asdict(self.storage)), shards]
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _plan(weights: StoredWeights, storage: Storage | None, mtp: bool, shard_bytes: int) -> _Plan:
+    """Settle what is to be written, after checking that the source has it all."""
+    config = _config(weights, mtp)
+    storage = storage or _storage_of(weights)
+    shapes = shapes_on_disk(config)
+    weights.check(shapes, config)
+    return _Plan(weights, config, storage, plan_shards(shapes, storage, shard_bytes))
+
+
+def _config(weights: StoredWeights, mtp: bool) -> V3Config:
     """The source's configuration, without the MTP modules that are not wanted or not there."""
-    config = read_config(source)
+    config = read_config(weights.folder)
     layers = (layer_of(name) for name in weights.places)
     if mtp and any(layer is not None and layer >= config.num_hidden_layers for layer in layers):
         return config
-    return read_config(source, {"num_nextn_predict_layers": 0})
+    return read_config(weights.folder, {"num_nextn_predict_layers": 0})
 
 
 def _storage_of(weights: StoredWeights) -> Storage:
@@ -225,29 +253,19 @@ def _storage_of(weights: StoredWeights) -> Storage:
     return Storage(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
 
 
-def _fingerprint(weights: StoredWeights, config: V3Config, storage: Storage, shards: Iterable[Shard]) -> str:
-    """What makes two conversions the same: the source's files as they are, and all that decides on the result."""
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights.files()]
-    plan = [(shard.file, shard.names) for shard in shards]
-    described = [str(weights.folder.resolve()), stats, disk_config(config, storage), str(asdict(storage)), plan]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
 def _refuse_full_disk(out: Path, nbytes: int) -> None:
     place = next(parent for parent in out.resolve().parents if parent.exists())
     if (free := shutil.disk_usage(place).free) < nbytes:
         raise InputError(place, expected=f"{nbytes / 1e9:.1f} GB of free space", found=f"{free / 1e9:.1f} GB")
 
 
-def _write_shard(
-    shard: Shard, weights: StoredWeights, config: V3Config, storage: Storage, folder: Path
-) -> Iterator[str]:
+def _write_shard(shard: Shard, plan: _Plan, folder: Path) -> Iterator[str]:
     """Write a shard under its name, whole or not at all; yields each weight's name when it is done."""
     partial = folder / f"{shard.file}.partial"
-    copies = mtp_copies(config)
+    copies = mtp_copies(plan.config)
     with TensorWriter(partial, shard.declared) as writer:
         for name in shard.names:
-            for part, tensor in _encode(name, copies.get(name, name), weights, storage).items():
+            for part, tensor in _encode(name, copies.get(name, name), plan.weights, plan.storage).items():
                 writer.write(part, tensor)
             yield name
     sync(partial)
@@ -271,18 +289,16 @@ def _encode(name: str, stored_as: str, weights: StoredWeights, storage: Storage)
         raise InputError(path, where=stored_as, expected="finite weights", found=str(error)) from error
 
 
-def _finish(
-    source: Path, out: Path, config: V3Config, result: Conversion, shards: list[Shard], journal: _Journal
-) -> None:
+def _finish(source: Path, out: Path, plan: _Plan, result: Conversion, journal: _Journal) -> None:
     """Index, tokenizer, configuration and manifest; then the folder gets its name."""
-    if len(shards) > 1:
-        weight_map = {name: shard.file for shard in shards for name in shard.declared}
+    if len(plan.shards) > 1:
+        weight_map = {name: shard.file for shard in plan.shards for name in shard.declared}
         index = {"metadata": {"total_size": result.nbytes}, "weight_map": weight_map}
         (journal.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name in result.companions:
         shutil.copyfile(source / name, journal.folder / name)
-    write_config(config, result.storage, journal.folder)
-    wanted = {*journal.finished, *result.companions, CONFIG, *([INDEX] if len(shards) > 1 else [])}
+    write_config(plan.config, plan.storage, journal.folder)
+    wanted = {*journal.finished, *result.companions, CONFIG, *([INDEX] if len(plan.shards) > 1 else [])}
     for path in journal.folder.iterdir():
         if path.name not in wanted:  # what an earlier start left behind
             path.unlink()
