@@ -30,18 +30,30 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_manifest(folder: Path) -> None:
-    """Describe every file below `folder`, all of it durable when this returns."""
+def write_text(path: Path, text: str) -> None:
+    """Replace the file at `path` by `text`; a reader sees the old or the new one, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync(path.parent)
+
+
+def write_manifest(folder: Path, known: dict[str, str] | None = None) -> None:
+    """Describe every file below `folder`, all of it durable when this returns.
+
+    `known` holds sha256 by relative name, of files that were hashed before.
+    """
     files = {}
     for path in sorted(folder.rglob("*")):
         sync(path)
         if path.is_file() and path != folder / MANIFEST:
-            files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps({"files": files}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    sync(partial)
-    partial.replace(folder / MANIFEST)
-    sync(folder)
+            name = path.relative_to(folder).as_posix()
+            sha256 = (known or {}).get(name) or sha256_file(path)
+            files[name] = {"size": path.stat().st_size, "sha256": sha256}
+    write_text(folder / MANIFEST, json.dumps({"files": files}, indent=2, ensure_ascii=False) + "\n")
 
 
 def verify_manifest(folder: Path, *, required: bool = True) -> None:

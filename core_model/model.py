@@ -310,7 +310,7 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
     ) -> None:
-        """Write a folder in DeepSeek's format; see `core_model.checkpoint.save_folder`."""
+        """Write a folder in DeepSeek's format, in `dtype` (FP8 too); see `core_model.checkpoint.save_folder`."""
         from core_model.checkpoint import save_folder
 
         save_folder(self, Path(save_directory), state_dict=state_dict, dtype=kwargs.get("dtype"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from core_model.checkpoint.folder import read_config
+from core_model.checkpoint.config_file import read_config
 from core_model.errors import InputError
 from eval.perplexity import TextReport, read_text_report
 from eval.recipe import Recipe

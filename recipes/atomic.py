@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from core_model.manifest import sha256_file, sync
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text`; a reader sees the old or the new one, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync(path.parent)
+from core_model.manifest import sha256_file, write_text
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from core_model.errors import InputError
+from recipes.exchange import Dtype, Scale
 
 app = typer.Typer(
     name="trivium",
@@ -29,6 +30,10 @@ DISPATCH = {"chat": "core_model.generation.chat", "report": "eval.report"}
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Replace keys; `stage.key=value` in a pipeline.")
 ]
+
+MTP = Annotated[bool, typer.Option("--mtp/--no-mtp", help="Write the multi-token prediction modules.")]
+ShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Start a new file before one passes this, such as 500MB.")]
+NewFolder = Annotated[Path, typer.Argument(help="The new folder; it appears when it is whole.")]
 
 
 def main() -> None:
@@ -108,6 +113,59 @@ def chat(context: typer.Context) -> None:
 def report(context: typer.Context) -> None:
     """Show a run's report; `trivium report --help` says how."""
     _dispatch("report", context.args)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="A run folder with a model/, or a model folder.")],
+    out: NewFolder,
+    dtype: Annotated[Dtype, typer.Option(help="How weights are stored.")] = Dtype.BF16,
+    scale: Annotated[Scale, typer.Option(help="FP8 only: any scale (V3, R1), or powers of two (V3.1).")] = Scale.FP32,
+    mtp: MTP = True,
+    shard_size: ShardSize = "5GB",
+) -> None:
+    """Write a model as DeepSeek publishes its own, for transformers, vLLM, SGLang and llama.cpp.
+
+    The tokenizer and the chat template travel along. Interrupted, the same command goes on where it stopped. Memory
+    holds one tensor at a time, whatever the model's size.
+
+    fp8 stores attention and feed-forward weights as E4M3 with a scale for every 128x128 block, and keeps embedding,
+    head, norms and gate in BF16; it costs about 2.6 % of a weight (relative L2). vLLM and SGLang run it; transformers
+    needs a GPU, or turns it back into BF16, and that rightly only where blocks fit: sizes of at most 128 or multiples
+    of 128. Programs without MTP want --no-mtp where they complain of unexpected weights.
+
+    For example: trivium export runs/nano/rl exported --dtype fp8 --scale ue8m0
+    """
+    from core_model.generation.chat import find_model
+    from recipes.exchange import convert, storage_of
+
+    convert(find_model(model), out, storage_of(dtype, scale), mtp=mtp, shard_size=shard_size)
+
+
+@app.command("import")
+def import_model(
+    folder: Annotated[Path, typer.Argument(help="A deepseek_v3 folder: safetensors and config.json, BF16 or FP8.")],
+    out: NewFolder,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="How weights are stored; left out: like its head, or BF16 for FP8.")
+    ] = None,
+    scale: Annotated[Scale, typer.Option(help="FP8 only: any scale, or powers of two.")] = Scale.FP32,
+    mtp: MTP = True,
+    shard_size: ShardSize = "5GB",
+) -> None:
+    """Take in a DeepSeek-V3 model of another program: check all of it, and write a folder that stages start from.
+
+    Every tensor's name and shape is compared with config.json; FP8 is made whole, block by block; MTP modules that
+    config.json claims and the weights lack (transformers writes such) are struck out. Interrupted, the same command
+    goes on where it stopped. Memory holds one tensor at a time.
+
+    For example: trivium import DeepSeek-V3-0324 models/v3, then init_from: models/v3 in a recipe.
+    """
+    from recipes.exchange import convert, storage_of
+
+    if dtype is None and scale is Scale.UE8M0:
+        raise InputError("--scale", expected="ue8m0 together with --dtype fp8", found="no --dtype")
+    convert(folder, out, None if dtype is None else storage_of(dtype, scale), mtp=mtp, shard_size=shard_size)
 
 
 @app.command()

@@ -1,5 +1,7 @@
-"""DeepSeek's folder format: names, configuration, weights, and a manifest that catches damage."""
+"""DeepSeek's folder format: names, configuration, weights, conversion, and a manifest that catches damage."""
 
+from core_model.checkpoint.convert import Conversion, convert_folder
 from core_model.checkpoint.folder import load_folder, load_weights, save_folder
+from core_model.checkpoint.storage import Storage
 
-__all__ = ["load_folder", "load_weights", "save_folder"]
+__all__ = ["Conversion", "Storage", "convert_folder", "load_folder", "load_weights", "save_folder"]

@@ -15,16 +15,12 @@ from torch import Tensor
 from core_model.config import V3Config
 
 STACKED = re.compile(r"^(?P<mlp>.*\.mlp)\.experts\.(?P<part>gate_up_proj|down_proj)$")
-SINGLE = re.compile(r"^(?P<mlp>.*\.mlp)\.experts\.(?P<expert>\d+)\.(?P<part>gate|up|down)_proj\.weight$")
-MTP_COPIES = ("embed_tokens.weight", "shared_head.head.weight")
+ROUTING_BIAS = "e_score_correction_bias"
 
 
-def to_disk(state: Iterable[tuple[str, Tensor]], config: V3Config) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors as DeepSeek stores them; expert tensors are views."""
-    shared = {}
+def on_disk(state: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under its name on disk; experts are views into their stack, to read from or to fill."""
     for name, tensor in state:
-        if name in ("model.embed_tokens.weight", "lm_head.weight"):
-            shared[name] = tensor
         match = STACKED.match(name)
         if match is None:
             yield name, tensor
@@ -37,37 +33,29 @@ def to_disk(state: Iterable[tuple[str, Tensor]], config: V3Config) -> Iterator[t
                 gate, up = weight.chunk(2, dim=0)
                 yield f"{prefix}.{expert}.gate_proj.weight", gate
                 yield f"{prefix}.{expert}.up_proj.weight", up
+
+
+def mtp_copies(config: V3Config) -> dict[str, str]:
+    """Names on disk of the MTP modules' copies, and of what each is a copy of."""
+    copies = {}
     for depth in range(config.num_nextn_predict_layers):
         prefix = f"model.layers.{config.num_hidden_layers + depth}"
-        yield f"{prefix}.embed_tokens.weight", shared["model.embed_tokens.weight"]
-        yield f"{prefix}.shared_head.head.weight", shared["lm_head.weight"]
+        copies[f"{prefix}.embed_tokens.weight"] = "model.embed_tokens.weight"
+        copies[f"{prefix}.shared_head.head.weight"] = "lm_head.weight"
+    return copies
 
 
-def from_disk(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `to_disk`; the input dictionary is emptied on the way, so that experts exist once.
+def shapes_on_disk(config: V3Config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a configuration's whole checkpoint, in the model's order, the MTP copies last."""
+    from core_model.model import V3ForCausalLM
 
-    Raises:
-        ValueError: an expert, or one of its three matrices, is missing or differs in shape from the others.
-    """
-    state: dict[str, Tensor] = {}
-    experts: dict[str, dict[int, dict[str, Tensor]]] = {}
-    for name in list(tensors):
-        tensor = tensors.pop(name)
-        match = SINGLE.match(name)
-        if match is not None:
-            experts.setdefault(match["mlp"], {}).setdefault(int(match["expert"]), {})[match["part"]] = tensor
-        elif not (name.startswith("model.layers.") and name.endswith(MTP_COPIES)):
-            state[name] = tensor
-    for mlp, parts in experts.items():
-        for expert in range(max(parts) + 1):
-            for part in ("gate", "up", "down"):
-                name = f"{mlp}.experts.{expert}.{part}_proj.weight"
-                if part not in parts.get(expert, {}):
-                    raise ValueError(f"no tensor {name}")
-                shape, first = tuple(parts[expert][part].shape), tuple(parts[0][part].shape)
-                if shape != first:
-                    raise ValueError(f"{name} of shape {shape} beside expert 0's {first}")
-        ordered = [parts.pop(expert) for expert in range(len(parts))]
-        state[f"{mlp}.experts.gate_up_proj"] = torch.stack([torch.cat((p["gate"], p["up"])) for p in ordered])
-        state[f"{mlp}.experts.down_proj"] = torch.stack([p["down"] for p in ordered])
-    return state
+    with torch.device("meta"):  # shapes without memory
+        state = V3ForCausalLM(config).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in on_disk(state.items())}
+    return shapes | {copy: shapes[original] for copy, original in mtp_copies(config).items()}
+
+
+def layer_of(name: str) -> int | None:
+    """The number of the layer a tensor belongs to, None for embedding, final norm and head."""
+    number = name.removeprefix("model.layers.").split(".")[0]
+    return int(number) if number.isdecimal() else None

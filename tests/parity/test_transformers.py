@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, DynamicCache
 
 from core_model.cache import LatentCache
-from core_model.checkpoint.folder import disk_config
+from core_model.checkpoint.config_file import disk_config
+from core_model.checkpoint.storage import Storage
 from core_model.config import YARN_V3, V3Config
 from core_model.model import V3ForCausalLM
 from core_model.norm import RMSNorm
@@ -73,7 +74,7 @@ def random_model(config: V3Config, seed: int = 0) -> V3ForCausalLM:
 
 def theirs_of(model: V3ForCausalLM) -> DeepseekV3ForCausalLM:
     """transformers' model with our weights, whose in-memory names are the same."""
-    config = DeepseekV3Config.from_dict(disk_config(model.config, torch.float32))
+    config = DeepseekV3Config.from_dict(disk_config(model.config, Storage(torch.float32)))
     theirs = DeepseekV3ForCausalLM(config).eval()
     mtp = tuple(
         f"model.layers.{model.config.num_hidden_layers + k}." for k in range(model.config.num_nextn_predict_layers)

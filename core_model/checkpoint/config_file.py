@@ -1,0 +1,93 @@
+"""config.json: written as transformers, vLLM, SGLang and llama.cpp expect it, read from any of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from core_model.checkpoint.storage import Storage
+from core_model.config import V3Config, refuse_unknown_fields
+from core_model.errors import InputError
+
+CONFIG = "config.json"
+NOT_ON_DISK = ("keys_to_ignore_at_inference", "auto_map")
+CONFIG_FIELDS = tuple(name for name in V3Config.__annotations__ if name not in NOT_ON_DISK)
+
+
+def disk_config(config: V3Config, storage: Storage) -> dict[str, Any]:
+    """The content of config.json for weights stored as `storage` says."""
+    fields = {name: getattr(config, name) for name in CONFIG_FIELDS}
+    return {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        **fields,
+        "torch_dtype": str(storage.plain_dtype).removeprefix("torch."),
+        "ep_size": 1,
+        "pretraining_tp": 1,
+        **({"quantization_config": storage.quantization_config()} if storage.is_fp8 else {}),
+    }
+
+
+def write_config(config: V3Config, storage: Storage, folder: Path) -> None:
+    text = json.dumps(disk_config(config, storage), indent=2) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def read_fields(folder: Path) -> dict[str, Any]:
+    """The fields of a folder's config.json.
+
+    Raises:
+        InputError: no config.json, not a JSON object, or not a deepseek_v3 model.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(path, expected="a DeepSeek-V3 model folder", found="no config.json")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(path, expected="JSON", found=str(error)) from error
+    if not isinstance(fields, dict):
+        raise InputError(path, expected="a JSON object", found=type(fields).__name__)
+    if fields.get("model_type") != "deepseek_v3":
+        raise InputError(path, where="model_type", expected="deepseek_v3", found=repr(fields.get("model_type")))
+    return fields
+
+
+def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> V3Config:
+    """The configuration of a folder, some fields replaced.
+
+    Raises:
+        InputError: no config.json, not JSON, not a deepseek_v3 model, or fields that do not fit together.
+    """
+    path, fields = folder / CONFIG, read_fields(folder)
+    rope = fields.get("rope_parameters") or {}  # transformers 5 writes RoPE's fields in one dictionary
+    if rope and "rope_theta" not in fields:
+        fields["rope_theta"] = rope.get("rope_theta", 10000.0)
+        fields["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+    known = {name: fields[name] for name in CONFIG_FIELDS if name in fields}
+    try:
+        refuse_unknown_fields(overrides or {})
+        return V3Config(**{**known, **(overrides or {})})
+    except ValueError as error:
+        raise InputError(path, expected="a consistent configuration", found=str(error)) from error
+
+
+def scale_format(folder: Path) -> str | None:
+    """What a folder's config.json says of its FP8 scales: "ue8m0", or None (FP32, or no FP8).
+
+    Raises:
+        InputError: weights quantised in another way than DeepSeek's.
+    """
+    quantization = read_fields(folder).get("quantization_config")
+    if quantization is None:
+        return None
+    if not isinstance(quantization, dict):
+        found = type(quantization).__name__
+        raise InputError(folder / CONFIG, where="quantization_config", expected="a JSON object", found=found)
+    expected = {"quant_method": ("fp8",), "fmt": ("e4m3", None), "weight_block_size": ([128, 128],)}
+    for key, allowed in expected.items():
+        if (value := quantization.get(key)) not in allowed:
+            where = f"quantization_config.{key}"
+            raise InputError(folder / CONFIG, where=where, expected=repr(allowed[0]), found=repr(value))
+    return quantization.get("scale_fmt")
