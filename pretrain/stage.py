@@ -58,6 +58,7 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> V3ForCausalLM:
             found=str(model.config.vocab_size),
         )
     model.compute_dtype = getattr(torch, recipe.compute_dtype)
+    model.recompute = recipe.recompute
     return model.to(training_device())  # type: ignore[arg-type]
 
 
