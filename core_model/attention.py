@@ -49,10 +49,13 @@ CPU_BF16_LENGTH = 512
 def kernel_inputs(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values as the fused kernel takes them.
 
-    Values are padded to the width of the keys: with unequal widths SDPA leaves its fused path and writes the
-    [T, S] scores to memory (benchmarks: 5x at 2048 tokens on CPU). Wider values stay as they are.
+    Values are padded to the width of the keys, or the keys and queries to that of wider values: with unequal widths
+    SDPA leaves its fused path and writes the [T, S] scores to memory (benchmarks: 5x at 2048 tokens on CPU).
     """
-    v_BSHd = F.pad(v_BSHV, (0, max(q_BTHd.shape[-1] - v_BSHV.shape[-1], 0)))
+    wider = v_BSHV.shape[-1] - q_BTHd.shape[-1]
+    v_BSHd = F.pad(v_BSHV, (0, max(-wider, 0)))
+    if wider > 0:
+        q_BTHd, k_BSHd = F.pad(q_BTHd, (0, wider)), F.pad(k_BSHd, (0, wider))
     if q_BTHd.device.type == "cpu" and q_BTHd.shape[1] < CPU_BF16_LENGTH:
         return q_BTHd.float(), k_BSHd.float(), v_BSHd.float()
     return q_BTHd, k_BSHd, v_BSHd
@@ -136,6 +139,7 @@ class MultiHeadLatentAttention(nn.Module):
     def expanded(self, query_latent: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext) -> Tensor:
         """Queries, keys and values written out per head; [B, T, H*V]."""
         documents = None if context.cache is not None else context.documents
+        dtype = latent.dtype
 
         def expand(query_latent: Tensor, latent: Tensor, k_rope: Tensor) -> tuple[Tensor, ...]:
             """q, k and v of each group of documents, one after the other."""
@@ -149,7 +153,7 @@ class MultiHeadLatentAttention(nn.Module):
             return tuple(x for group in groups for x in kernel_inputs(*group))
 
         def join(*outs: Tensor) -> Tensor:
-            narrow = [out[..., : self.value].to(query_latent.dtype) for out in outs]
+            narrow = [out[..., : self.value].to(dtype) for out in outs]
             return (narrow[0] if documents is None else documents.join(narrow)).flatten(2)
 
         inputs = derived(expand, query_latent, latent, k_rope)

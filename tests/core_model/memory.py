@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ class Allocated(NamedTuple):
 
 
 def measure(run: Callable[[], Any]) -> Allocated:
+    gc.collect()  # else what an earlier caller left could be freed meanwhile
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = run()
     assert profiler.profiler is not None and profiler.profiler.kineto_results is not None

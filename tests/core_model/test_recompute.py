@@ -105,9 +105,8 @@ def test_norms_and_up_projections_run_again_and_nothing_else_does_under_v3():
     again = {name for name, count in calls.items() if count == 2}
     assert set(calls.values()) <= {1, 2}
     for name in calls:
-        # The heads' norms feed the loss, which keeps gradients and not its input; enorm and hnorm feed a copy.
-        head = name in ("model.norm",) or name.endswith(("shared_head.norm", "enorm", "hnorm"))
-        expected = name.endswith(("_b_proj",)) or ("norm" in name and not head)
+        before_head = name == "model.norm" or name.endswith("shared_head.norm")  # the loss keeps gradients alone
+        expected = name.endswith("_b_proj") or ("norm" in name and not before_head)
         assert (name in again) == expected, name
 
 
