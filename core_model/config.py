@@ -227,8 +227,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # The sizes of DeepSeek-V2-Lite and DeepSeek-V2 with V3's gate and an MTP module: the models of V3's ablations
     # (report §4.5, 15.7B and 228.7B), not V2's, whose gate is a softmax without bias or normalisation. Their published
-    # totals are met with a routing bias an expert. V2's route_scale (1 and 16) belongs to its gate; for 6 of 8 experts
-    # of like weight V3's 2.5 stays right: the sum of 6 independent outputs over 6 needs sqrt(6) = 2.45 to keep its size.
+    # totals are met with a routing bias an expert. V2's route_scale (1 and 16) belongs to its gate; under V3's, 2.5
+    # suits 6 active experts too: the mean of 6 independent outputs has 1/sqrt(6) = 1/2.45 of the size of one.
     "16b": {
         "vocab_size": 102400,
         "hidden_size": 2048,

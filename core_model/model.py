@@ -209,6 +209,11 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
         hidden = run(self.recompute, self.norm, x_BTD)
         return V3ModelOutput(hidden, past_key_values, context=context, routings=routings)
 
+    def routers(self) -> list[Gate]:
+        """In the order of the layers, the MTP modules' last."""
+        layers = cast(list[DecoderLayer], list(self.layers))
+        return [layer.mlp.gate for layer in layers if isinstance(layer.mlp, MoE)]
+
     def count_load(self, layer: DecoderLayer, routing: Routing | None, context: AttentionContext) -> None:
         """Note a layer's routing for the routing bias, in training alone and once however often its forward runs."""
         if routing is not None and self.training and torch.is_grad_enabled():
@@ -317,12 +322,14 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
                 loss = loss + self.loss_weights.mtp * torch.stack(mtp_losses).mean()
         balance_loss = None
         if self.loss_weights.balance and routings:
-            balance_loss = torch.stack(
-                [
-                    sequence_balance_loss(r.scores_TE, self.config.num_experts_per_tok, len(labels), context.real_BT)
-                    for r in routings
-                ]
-            ).sum()
+            sequence_losses = [
+                sequence_balance_loss(r.scores_TE, self.config.num_experts_per_tok, len(labels), context.real_BT)
+                for r in routings
+            ]
+            if self.training and torch.is_grad_enabled():
+                for router, sequence_loss in zip(self.model.routers(), sequence_losses, strict=False):
+                    router.note_sequence_loss(sequence_loss, len(labels))
+            balance_loss = torch.stack(sequence_losses).sum()
             loss = loss + self.loss_weights.balance * balance_loss
         return V3CausalLMOutput(
             loss=loss,

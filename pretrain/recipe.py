@@ -86,7 +86,7 @@ class Recipe(StageRecipe):
     )
     recompute: Literal["none", "v3", "layer"] = Field(
         default="none",
-        description="made again in backward: nothing, RMSNorms and MLA up-projections (V3, section 3.2.3), whole layers",
+        description="made again in backward: nothing, norms and MLA up-projections (V3, section 3.2.3), whole layers",
     )
     evaluation: Evaluation = Field(default=Evaluation(), description="validation")
     log_every: int = Field(default=10, ge=1, description="steps between metrics")

@@ -70,7 +70,7 @@ class Recipe(StageRecipe):
     )
     recompute: Literal["none", "v3", "layer"] = Field(
         default="none",
-        description="made again in backward: nothing, RMSNorms and MLA up-projections (V3, section 3.2.3), whole layers",
+        description="made again in backward: nothing, norms and MLA up-projections (V3, section 3.2.3), whole layers",
     )
     trainer: dict[str, Any] = Field(
         description="keys of TRL's GRPOConfig, passed on word for word: steps, batch, group size, loss, intervals"

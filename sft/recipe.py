@@ -35,7 +35,7 @@ class Recipe(StageRecipe):
     )
     recompute: Literal["none", "v3", "layer"] = Field(
         default="none",
-        description="made again in backward: nothing, RMSNorms and MLA up-projections (V3, section 3.2.3), whole layers",
+        description="made again in backward: nothing, norms and MLA up-projections (V3, section 3.2.3), whole layers",
     )
     trainer: dict[str, Any] = Field(
         default={},

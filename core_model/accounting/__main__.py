@@ -20,12 +20,13 @@ from core_model.recompute import Recompute
 def rows(config: V3Config, tokens: int) -> dict[str, str]:
     """What is printed of one configuration, by name; activations for a micro-batch of `tokens` in one sequence."""
     count, state = parameters(config), state_bytes(config)
+    flops = flops_per_token(config, tokens, mtp=True)
     found = {
         "parameters": f"{count.total:,}",
         "active a token": f"{count.active:,}",
         "MTP modules": f"{count.mtp:,}",
         "latent cache a token, BF16": f"{kv_bytes_per_token(config, torch.bfloat16):,} B",
-        f"training at {tokens} tokens, MTP too": f"{flops_per_token(config, tokens, mtp=True) / 1e9:,.3f} GFLOP a token",
+        f"training at {tokens} tokens, MTP too": f"{flops / 1e9:,.3f} GFLOP a token",
         "weights": _size(state.weights),
         "gradients": _size(state.gradients),
         "Adam's moments": _size(state.moments),

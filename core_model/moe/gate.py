@@ -36,12 +36,14 @@ class Gate(KeepsFp32Buffers):
 
     The bias is a persistent buffer, never touched by autograd: `balance.update_routing_bias` moves it by the load in
     `tokens_per_expert`, which it then resets. The load is counted by whoever runs the layers (`count`), not in forward:
-    a forward that runs again for backward would count it twice.
+    a forward that runs again for backward would count it twice. `sequence_loss` holds the sum of the sequence-wise
+    balance loss over as many sequences, [2], for the statistics.
     """
 
-    fp32_buffers = ("e_score_correction_bias",)
+    fp32_buffers = ("e_score_correction_bias", "sequence_loss")
     e_score_correction_bias: Tensor
     tokens_per_expert: Tensor
+    sequence_loss: Tensor
 
     def __init__(self, config: V3Config) -> None:
         super().__init__()
@@ -53,6 +55,7 @@ class Gate(KeepsFp32Buffers):
         self.weight = nn.Parameter(torch.zeros(self.experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(self.experts, dtype=torch.float32))
         self.register_buffer("tokens_per_expert", torch.zeros(self.experts, dtype=torch.int64), persistent=False)
+        self.register_buffer("sequence_loss", torch.zeros(2, dtype=torch.float32), persistent=False)
 
     def select(self, scores_TE: Tensor) -> Tensor:
         """indices_TK by biased score, within the `topk_group` groups whose two best sum highest."""
@@ -84,3 +87,14 @@ class Gate(KeepsFp32Buffers):
             ones_TK = real_BT.flatten().long().unsqueeze(1).expand_as(routing.indices_TK)
         # Not bincount and no boolean index, which make a device wait for their size.
         self.tokens_per_expert.scatter_add_(0, routing.indices_TK.flatten(), ones_TK.flatten())
+
+    @torch.no_grad()
+    def note_sequence_loss(self, mean: Tensor, sequences: int) -> None:
+        """Add a micro-batch's balance loss, a mean over its sequences."""
+        self.sequence_loss[0] += mean * sequences
+        self.sequence_loss[1] += sequences
+
+    def forget(self) -> None:
+        """Start counting anew, once the routing bias has followed the load."""
+        self.tokens_per_expert.zero_()
+        self.sequence_loss.zero_()
