@@ -49,10 +49,10 @@ def update_routing_bias(model: nn.Module, speed: float) -> None:
     """
     for _, gate in gates(model):
         load = gate.tokens_per_expert.float()
-        if speed and load.sum() > 0:
+        if speed:
             bias = gate.e_score_correction_bias
-            bias += speed * torch.sign(load.mean() - load)
-            bias -= bias.mean()
+            moved = bias + speed * torch.sign(load.mean() - load)
+            bias.copy_(torch.where(load.any(), moved - moved.mean(), bias))  # chosen there: no host waits for the load
         gate.forget()
 
 
