@@ -116,7 +116,7 @@ def test_v3s_bf16_moments_save_a_quarter_of_the_state():
 
 
 def test_v3s_activations_under_each_policy():
-    """45 MB a token; by V3's policy 28, most of it the rows of eight experts; 1 with layers' inputs alone."""
+    """45 MB a token; by V3's policy 28, three quarters of it the rows of eight experts; 1 with layers' inputs alone."""
     config = V3Config.preset("671b")
     per_token = [activation_bytes(config, 1, policy).tokens / 1e6 for policy in ("none", "v3", "layer")]
     assert per_token == pytest.approx([44.98, 27.97, 1.013], rel=1e-3)
