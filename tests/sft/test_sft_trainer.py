@@ -58,7 +58,9 @@ def test_the_trainer_is_trls_and_the_model_ours(make_trainer):
 
 
 def test_recomputation_trains_the_same_weights(make_trainer):
-    trainers = [make_trainer(f"run_{policy}", f"recompute={policy}", "trainer.max_steps=1") for policy in ("none", "v3")]
+    trainers = [
+        make_trainer(f"run_{policy}", f"recompute={policy}", "trainer.max_steps=1") for policy in ("none", "v3")
+    ]
     assert [trainer.v3.recompute for trainer in trainers] == ["none", "v3"]
     kept, again = (trainer.train() and weights(trainer) for trainer in trainers)
     assert all(torch.equal(kept[name], again[name]) for name in kept)
