@@ -19,7 +19,8 @@ from eval.tasks.reasoning import BaseConversion, ChainSum, CountBits, Gcd, Lette
 from recipes.rows import Problem
 
 FAMILIES: dict[str, type[Family]] = {
-    family.name: family for family in (ChainSum, CountBits, BaseConversion, NumberSorting, Gcd, LetterCounting, Code, Needle)
+    family.name: family
+    for family in (ChainSum, CountBits, BaseConversion, NumberSorting, Gcd, LetterCounting, Code, Needle)
 }
 REASONING_FAMILIES = ("chain_sum", "count_bits", "base_conversion", "number_sorting", "gcd", "letter_counting")
 

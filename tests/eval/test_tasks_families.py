@@ -74,7 +74,9 @@ def _solution_key(problem: Problem) -> str:
     return json.dumps(sorted(map(int, info["original_numbers"] if "original_numbers" in info else info["numbers"])))
 
 
-@pytest.mark.parametrize(("name", "bound"), [("gcd", 0.25), ("letter_counting", 0.35), ("chain_sum", 0.05), ("count_bits", 0.3)])
+@pytest.mark.parametrize(
+    ("name", "bound"), [("gcd", 0.25), ("letter_counting", 0.35), ("chain_sum", 0.05), ("count_bits", 0.3)]
+)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_no_constant_answer_does_well(name: str, bound: float, split: Any) -> None:
     assert best_constant(problems(name, split, 250))[1] <= bound
