@@ -19,6 +19,7 @@ from core_model.config import V3Config
 from core_model.documents import Documents
 from core_model.norm import RMSNorm
 from core_model.precision import Linear
+from core_model.recompute import derived
 from core_model.rope import rotate, softmax_scale
 
 
@@ -45,16 +46,23 @@ class AttentionContext:
 CPU_BF16_LENGTH = 512
 
 
-def scaled_dot_product(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHV: Tensor, scale: float, visible: Tensor | None) -> Tensor:
-    """Causal attention (or masked by `visible`), [B, T, H, V]; the seam for kernels.
+def kernel_inputs(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values as the fused kernel takes them.
 
-    Values are padded to the width of the keys: with unequal widths SDPA leaves its fused path and writes the
-    [T, S] scores to memory (benchmarks: 5x at 2048 tokens on CPU). Wider values stay as they are.
+    Values are padded to the width of the keys, or the keys and queries to that of wider values: with unequal widths
+    SDPA leaves its fused path and writes the [T, S] scores to memory (benchmarks: 5x at 2048 tokens on CPU).
     """
-    width, dtype = v_BSHV.shape[-1], q_BTHd.dtype
-    v_BSHd = F.pad(v_BSHV, (0, max(q_BTHd.shape[-1] - width, 0)))
+    wider = v_BSHV.shape[-1] - q_BTHd.shape[-1]
+    v_BSHd = F.pad(v_BSHV, (0, max(-wider, 0)))
+    if wider > 0:
+        q_BTHd, k_BSHd = F.pad(q_BTHd, (0, wider)), F.pad(k_BSHd, (0, wider))
     if q_BTHd.device.type == "cpu" and q_BTHd.shape[1] < CPU_BF16_LENGTH:
-        q_BTHd, k_BSHd, v_BSHd = q_BTHd.float(), k_BSHd.float(), v_BSHd.float()
+        return q_BTHd.float(), k_BSHd.float(), v_BSHd.float()
+    return q_BTHd, k_BSHd, v_BSHd
+
+
+def kernel(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale: float, visible: Tensor | None) -> Tensor:
+    """Causal attention (or masked by `visible`) over `kernel_inputs`, [B, T, H, d]."""
     out = F.scaled_dot_product_attention(
         q_BTHd.transpose(1, 2),
         k_BSHd.transpose(1, 2),
@@ -63,7 +71,13 @@ def scaled_dot_product(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHV: Tensor, scale: fl
         is_causal=visible is None,
         scale=scale,
     )
-    return out.transpose(1, 2)[..., :width].to(dtype)
+    return out.transpose(1, 2)
+
+
+def scaled_dot_product(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHV: Tensor, scale: float, visible: Tensor | None) -> Tensor:
+    """Causal attention (or masked by `visible`), [B, T, H, V]; the seam for kernels."""
+    out_BTHd = kernel(*kernel_inputs(q_BTHd, k_BSHd, v_BSHV), scale, visible)
+    return out_BTHd[..., : v_BSHV.shape[-1]].to(q_BTHd.dtype)
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -88,12 +102,13 @@ class MultiHeadLatentAttention(nn.Module):
         self.kv_b_proj = Linear(self.latent, self.heads * (self.nope + self.value))
         self.o_proj = Linear(self.heads * self.value, config.hidden_size)
 
-    def queries(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+    def query_latent(self, x_BTD: Tensor) -> Tensor:
+        """Normed latent [B, T, Q] that the queries are expanded from; without one, the input itself."""
+        return x_BTD if hasattr(self, "q_proj") else self.q_a_layernorm(self.q_a_proj(x_BTD))
+
+    def queries(self, query_latent: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """q_nope [B, T, H, N], roped q_rope [B, T, H, R]."""
-        if hasattr(self, "q_proj"):
-            q = self.q_proj(x_BTD)
-        else:
-            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x_BTD)))
+        q = self.q_proj(query_latent) if hasattr(self, "q_proj") else self.q_b_proj(query_latent)
         q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split([self.nope, self.rope], dim=-1)
         return q_nope, rotate(q_rope, context.rotations)
 
@@ -104,13 +119,14 @@ class MultiHeadLatentAttention(nn.Module):
         return self.kv_a_layernorm(latent), k_rope
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> Tensor:
-        q_nope, q_rope = self.queries(x_BTD, context)
+        query_latent = self.query_latent(x_BTD)
         latent, k_rope = self.latents(x_BTD, context)
         if context.cache is not None:
             latent, k_rope = self._through_cache(latent, k_rope, context.cache)
             if x_BTD.shape[1] == 1:
+                q_nope, q_rope = self.queries(query_latent, context)
                 return self.o_proj(self.absorbed(q_nope, q_rope, latent, k_rope, context.visible))
-        return self.o_proj(self.expanded(q_nope, q_rope, latent, k_rope, context))
+        return self.o_proj(self.expanded(query_latent, latent, k_rope, context))
 
     def _through_cache(self, latent: Tensor, k_rope: Tensor, cache: object) -> tuple[Tensor, Tensor]:
         if isinstance(cache, LatentCache):
@@ -120,22 +136,32 @@ class MultiHeadLatentAttention(nn.Module):
         latent, k_rope = cache.update(latent.unsqueeze(1), k_rope.unsqueeze(1), self.layer_index)  # type: ignore[attr-defined]
         return latent.squeeze(1), k_rope.squeeze(1)
 
-    def expanded(
-        self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext
-    ) -> Tensor:
-        """Keys and values written out per head; [B, T, H*V]."""
-        kv = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1))
-        k_nope, v = kv.split([self.nope, self.value], dim=-1)
-        k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1)), dim=-1)
-        q = torch.cat((q_nope, q_rope), dim=-1)
-        if context.documents is None or context.cache is not None:
-            return scaled_dot_product(q, k, v, self.scale, context.visible).flatten(2)
-        q_groups, k_groups, v_groups = (context.documents.split(x) for x in (q, k, v))
+    def expanded(self, query_latent: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext) -> Tensor:
+        """Queries, keys and values written out per head; [B, T, H*V]."""
+        documents = None if context.cache is not None else context.documents
+        dtype = latent.dtype
+
+        def expand(query_latent: Tensor, latent: Tensor, k_rope: Tensor) -> tuple[Tensor, ...]:
+            """q, k and v of each group of documents, one after the other."""
+            q = torch.cat(self.queries(query_latent, context), dim=-1)
+            kv = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1))
+            k_nope, v = kv.split([self.nope, self.value], dim=-1)
+            k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1)), dim=-1)
+            if documents is None:
+                return kernel_inputs(q, k, v)
+            groups = zip(documents.split(q), documents.split(k), documents.split(v), strict=True)
+            return tuple(x for group in groups for x in kernel_inputs(*group))
+
+        def join(*outs: Tensor) -> Tensor:
+            narrow = [out[..., : self.value].to(dtype) for out in outs]
+            return (narrow[0] if documents is None else documents.join(narrow)).flatten(2)
+
+        inputs = derived(expand, query_latent, latent, k_rope)
         outs = [
-            scaled_dot_product(q_NLHd, k_NLHd, v_NLHV, self.scale, None)
-            for q_NLHd, k_NLHd, v_NLHV in zip(q_groups, k_groups, v_groups, strict=True)
+            kernel(q, k, v, self.scale, context.visible)
+            for q, k, v in zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
         ]
-        return context.documents.join(outs).flatten(2)
+        return derived(join, *outs)
 
     def absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, visible: Tensor | None

@@ -206,5 +206,56 @@ PRESETS: dict[str, dict[str, Any]] = {
         "v_head_dim": 64,
         "max_position_embeddings": 256,
     },
+    # About 100M active of 400M parameters, for one GPU: fp32 weights, gradients and moments take 6.6 GiB.
+    # Heads have 64 + 64 = 128 numbers for keys and 128 for values, so that fused kernels pad nothing; latent and rope
+    # key are V3's 512 + 64, the shape of its decode kernels; all else is a multiple of 128, the side of an FP8 block.
+    # 8 of 64 experts (V3: 8 of 256) keep expert rows long enough at one GPU's batch; groups and scaling are V3's, and
+    # as there the dense layer is as wide as the 8 + 1 experts of a token.
+    "mini": {
+        "vocab_size": 16384,
+        "hidden_size": 768,
+        "intermediate_size": 2304,
+        "moe_intermediate_size": 256,
+        "num_hidden_layers": 10,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6,
+        "n_routed_experts": 64,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 384,
+        "qk_nope_head_dim": 64,
+        "max_position_embeddings": 4096,
+    },
+    # The sizes of DeepSeek-V2-Lite and DeepSeek-V2 with V3's gate and an MTP module: the models of V3's ablations
+    # (report §4.5, 15.7B and 228.7B), not V2's, whose gate is a softmax without bias or normalisation. Their published
+    # totals are met with a routing bias an expert. V2's route_scale (1 and 16) belongs to its gate; under V3's, 2.5
+    # suits 6 active experts too: the mean of 6 independent outputs has 1/sqrt(6) = 1/2.45 of the size of one.
+    "16b": {
+        "vocab_size": 102400,
+        "hidden_size": 2048,
+        "intermediate_size": 10944,
+        "moe_intermediate_size": 1408,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "n_shared_experts": 2,
+        "n_routed_experts": 64,
+        "num_experts_per_tok": 6,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": None,
+    },
+    "236b": {
+        "vocab_size": 102400,
+        "hidden_size": 5120,
+        "intermediate_size": 12288,
+        "moe_intermediate_size": 1536,
+        "num_hidden_layers": 60,
+        "n_shared_experts": 2,
+        "n_routed_experts": 160,
+        "num_experts_per_tok": 6,
+        "topk_group": 3,
+        "first_k_dense_replace": 1,
+    },
     "671b": {},
 }

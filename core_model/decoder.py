@@ -30,6 +30,6 @@ class DecoderLayer(nn.Module):
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context)
         normed_BTD = self.post_attention_layernorm(x_BTD)
         if isinstance(self.mlp, MoE):
-            mlp_BTD, routing = self.mlp(normed_BTD, context.real_BT)
+            mlp_BTD, routing = self.mlp(normed_BTD)
             return x_BTD + mlp_BTD, routing
         return x_BTD + self.mlp(normed_BTD), None

@@ -26,11 +26,15 @@ class Documents:
         none).
     slot_BT: for each token its place in the groups laid end to end, flattened; the first place for tokens of no
         document.
+    id_BT: the document of each token, -1 for padding.
+    real_BT: which tokens are not padding, bool; None when all are. Found once a batch, since the question makes a
+        device wait.
     """
 
     gathers: tuple[Tensor, ...]
     slot_BT: Tensor
-    id_BT: Tensor  # the document of each token, -1 for padding
+    id_BT: Tensor
+    real_BT: Tensor | None
 
     def split(self, x_BTHd: Tensor) -> list[Tensor]:
         """[B, T, ...] -> [N, L, ...] for each group"""
@@ -41,12 +45,6 @@ class Documents:
         """[N, L, ...] of each group -> [B, T, ...]; tokens of no document get some finite value."""
         flat = torch.cat([group.flatten(0, 1) for group in groups_NLHd])
         return flat.index_select(0, self.slot_BT.flatten()).unflatten(0, self.slot_BT.shape)
-
-    @property
-    def real_BT(self) -> Tensor | None:
-        """Which tokens are not padding, bool [B, T]; None when all are."""
-        real = self.id_BT >= 0
-        return None if bool(real.all()) else real
 
 
 def document_ids(position_ids: Tensor | None, attention_mask: Tensor | None, shape: tuple[int, int]) -> Tensor | None:
@@ -103,4 +101,5 @@ def find_documents(
     slots = torch.zeros_like(flat)
     slots[tokens] = places
     groups = tuple(gather[start : start + count * longest].view(count, longest) for start, count, longest in gathers)
-    return Documents(groups, slots.view(shape), ids)
+    real = ids >= 0 if len(tokens) < len(flat) else None
+    return Documents(groups, slots.view(shape), ids, real)

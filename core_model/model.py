@@ -6,13 +6,14 @@ Source: V3 report §2. Parameter names are those of the published checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
@@ -23,12 +24,14 @@ from core_model.config import V3Config
 from core_model.decoder import DecoderLayer
 from core_model.documents import find_documents
 from core_model.loss import IGNORE, cross_entropy_sum
+from core_model.moe import MoE
 from core_model.moe.balance import sequence_balance_loss
 from core_model.moe.experts import Experts
 from core_model.moe.gate import Gate, Routing
 from core_model.mtp import MTPLayer, shift_left, targets
 from core_model.norm import RMSNorm
 from core_model.precision import KeepsFp32Buffers, Linear
+from core_model.recompute import Recompute, run
 
 
 @dataclass
@@ -71,6 +74,26 @@ class V3PreTrainedModel(PreTrainedModel):
     _no_split_modules = ["DecoderLayer", "MTPLayer"]  # noqa: RUF012  as the base class declares it
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = ["e_score_correction_bias"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+
+    def _set_gradient_checkpointing(
+        self,
+        enable: bool = True,
+        gradient_checkpointing_func: Callable[..., Any] = checkpoint,
+        every_n_layers: int = 1,
+    ) -> None:
+        """transformers' switch (`gradient_checkpointing_enable`): the policy "layer", or "none" again.
+
+        Raises:
+            ValueError: offloading, every n-th layer or the reentrant kind is asked for.
+        """
+        function = getattr(gradient_checkpointing_func, "func", gradient_checkpointing_func)
+        keywords = getattr(gradient_checkpointing_func, "keywords", {})
+        if function is not checkpoint or every_n_layers != 1 or keywords.get("use_reentrant"):
+            raise ValueError("recomputation is of every layer, not reentrant and without offloading")
+        for module in self.modules():
+            if isinstance(module, V3Model):
+                module.recompute = "layer" if enable else "none"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -87,6 +110,7 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
 
     compute_dtype: activations are cast to it after the embedding and every product follows them; None keeps the
     embedding's dtype.
+    recompute: what backward makes again instead of keeping (`core_model.recompute`).
     """
 
     fp32_buffers = ("inv_freq",)
@@ -94,6 +118,7 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
     def __init__(self, config: V3Config) -> None:
         super().__init__(config)
         self.compute_dtype: torch.dtype | None = None
+        self.recompute: Recompute = "none"
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         main, depth = config.num_hidden_layers, config.num_nextn_predict_layers
         self.layers = nn.ModuleList(
@@ -110,6 +135,14 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
     def embed(self, input_ids: Tensor) -> Tensor:
         embedding = self.embed_tokens(input_ids)
         return embedding if self.compute_dtype is None else embedding.to(self.compute_dtype)
+
+    @property
+    def gradient_checkpointing(self) -> bool:  # type: ignore[override]
+        """What transformers asks for, by its name."""
+        return self.recompute == "layer"
+
+    def main_layers(self) -> list[DecoderLayer]:
+        return cast(list[DecoderLayer], list(self.layers[: self.config.num_hidden_layers]))
 
     def mtp_layers(self) -> list[MTPLayer]:
         return cast(list[MTPLayer], list(self.layers[self.config.num_hidden_layers :]))
@@ -168,11 +201,23 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
             (x_BTD.shape[0], x_BTD.shape[1]), position_ids, attention_mask, past_key_values
         )
         routings = []
-        for layer in self.layers[: self.config.num_hidden_layers]:
-            x_BTD, routing = layer(x_BTD, context)
+        for layer in self.main_layers():
+            x_BTD, routing = run(self.recompute, layer, x_BTD, context)
+            self.count_load(layer, routing, context)
             if routing is not None:
                 routings.append(routing)
-        return V3ModelOutput(self.norm(x_BTD), past_key_values, context=context, routings=routings)
+        hidden = run(self.recompute, self.norm, x_BTD)
+        return V3ModelOutput(hidden, past_key_values, context=context, routings=routings)
+
+    def routers(self) -> list[Gate]:
+        """In the order of the layers, the MTP modules' last."""
+        layers = cast(list[DecoderLayer], list(self.layers))
+        return [layer.mlp.gate for layer in layers if isinstance(layer.mlp, MoE)]
+
+    def count_load(self, layer: DecoderLayer, routing: Routing | None, context: AttentionContext) -> None:
+        """Note a layer's routing for the routing bias, in training alone and once however often its forward runs."""
+        if routing is not None and self.training and torch.is_grad_enabled():
+            cast(MoE, layer.mlp).gate.count(routing, context.real_BT)
 
 
 def _visible(attention_mask: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor | None:
@@ -209,6 +254,14 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
     def compute_dtype(self, dtype: torch.dtype | None) -> None:
         self.model.compute_dtype = dtype
 
+    @property
+    def recompute(self) -> Recompute:
+        return self.model.recompute
+
+    @recompute.setter
+    def recompute(self, policy: Recompute) -> None:
+        self.model.recompute = policy
+
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.embed_tokens
 
@@ -237,7 +290,8 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         hidden, context = cast(Tensor, backbone.last_hidden_state), cast(AttentionContext, backbone.context)
         for depth, layer in enumerate(self.model.mtp_layers(), 1):
             embedding = self.model.embed(shift_left(input_ids, depth, 0))
-            hidden, routing = layer.predict(hidden, embedding, context)
+            hidden, routing = run(self.recompute, layer.predict, hidden, embedding, context)
+            self.model.count_load(layer, routing, context)
             yield hidden, routing
 
     def losses(
@@ -268,12 +322,14 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
                 loss = loss + self.loss_weights.mtp * torch.stack(mtp_losses).mean()
         balance_loss = None
         if self.loss_weights.balance and routings:
-            balance_loss = torch.stack(
-                [
-                    sequence_balance_loss(r.scores_TE, self.config.num_experts_per_tok, len(labels), context.real_BT)
-                    for r in routings
-                ]
-            ).sum()
+            sequence_losses = [
+                sequence_balance_loss(r.scores_TE, self.config.num_experts_per_tok, len(labels), context.real_BT)
+                for r in routings
+            ]
+            if self.training and torch.is_grad_enabled():
+                for router, sequence_loss in zip(self.model.routers(), sequence_losses, strict=False):
+                    router.note_sequence_loss(sequence_loss, len(labels))
+            balance_loss = torch.stack(sequence_losses).sum()
             loss = loss + self.loss_weights.balance * balance_loss
         return V3CausalLMOutput(
             loss=loss,

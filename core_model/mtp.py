@@ -18,6 +18,7 @@ from core_model.decoder import DecoderLayer
 from core_model.moe.gate import Routing
 from core_model.norm import RMSNorm
 from core_model.precision import Linear
+from core_model.recompute import derived
 
 
 class SharedHead(nn.Module):
@@ -47,9 +48,13 @@ class MTPLayer(DecoderLayer):
             hidden_BTD: at position i, the normed state of the previous depth.
             embedding_BTD: at position i, the embedding of token i + depth.
         """
-        joined = torch.cat((self.enorm(embedding_BTD), self.hnorm(hidden_BTD)), dim=-1)
+        joined = derived(join, self.enorm(embedding_BTD), self.hnorm(hidden_BTD))
         x_BTD, routing = self(self.eh_proj(joined), context)
         return self.shared_head.norm(x_BTD), routing
+
+
+def join(embedding_BTD: Tensor, hidden_BTD: Tensor) -> Tensor:
+    return torch.cat((embedding_BTD, hidden_BTD), dim=-1)
 
 
 def shift_left(x_BT: Tensor, by: int, fill: int) -> Tensor:

@@ -84,6 +84,10 @@ class Recipe(StageRecipe):
     compute_dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="dtype of activations and products; master weights are fp32"
     )
+    recompute: Literal["none", "v3", "layer"] = Field(
+        default="none",
+        description="made again in backward: nothing, norms and MLA up-projections (V3, section 3.2.3), whole layers",
+    )
     evaluation: Evaluation = Field(default=Evaluation(), description="validation")
     log_every: int = Field(default=10, ge=1, description="steps between metrics")
     checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")

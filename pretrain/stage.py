@@ -58,6 +58,7 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> V3ForCausalLM:
             found=str(model.config.vocab_size),
         )
     model.compute_dtype = getattr(torch, recipe.compute_dtype)
+    model.recompute = recipe.recompute
     return model.to(training_device())  # type: ignore[arg-type]
 
 
@@ -178,19 +179,11 @@ class Trainer:
 
     def _router_metrics(self) -> dict[str, float]:
         """Balance of the step's tokens per router; the last step's is kept for the report."""
-        metrics = {}
+        metrics: dict[str, float] = {}
         for name, found in self.engine.router_statistics().items():
             layer = name.split(".")[2]
-            self.routers[f"layer {layer}"] = {
-                "max_violation": found.max_violation,
-                "dead": found.dead,
-                "entropy": found.entropy,
-                "bias_range": found.bias_range,
-                "load": found.load,
-            }
-            metrics[f"router/layer_{layer}/max_violation"] = found.max_violation
-            metrics[f"router/layer_{layer}/dead"] = found.dead
-            metrics[f"router/layer_{layer}/bias_range"] = found.bias_range
+            self.routers[f"layer {layer}"] = {**found.metrics(), "load": found.load}
+            metrics |= {f"router/layer_{layer}/{key}": value for key, value in found.metrics().items()}
         return metrics
 
 

@@ -64,6 +64,7 @@ def load_policy(recipe: Recipe) -> Policy:
     for one in (model, reference):
         if one is not None:
             one.compute_dtype = getattr(torch, recipe.compute_dtype)
+            one.recompute = recipe.recompute
     dtype = getattr(torch, recipe.rollout.dtype or recipe.compute_dtype)
     engine = Engine(model, tokenizer, max_batch=recipe.rollout.max_batch, dtype=dtype)
     return Policy(

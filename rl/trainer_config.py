@@ -46,8 +46,9 @@ REFUSED: dict[str, tuple[str, ...]] = {
     ),
     "balance is kept by the routing bias (bias_speed)": ("router_aux_loss_coef",),
     "the model comes from init_from": ("model_init_kwargs", "trust_remote_code", "disable_dropout"),
+    "recompute decides it": ("gradient_checkpointing", "gradient_checkpointing_kwargs"),
     "the model has no such mode": (
-        *("gradient_checkpointing", "gradient_checkpointing_kwargs", "use_liger_kernel", "liger_kernel_config"),
+        *("use_liger_kernel", "liger_kernel_config"),
         *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
     ),
     "a resumed run would differ from an uninterrupted one": (

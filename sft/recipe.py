@@ -33,6 +33,10 @@ class Recipe(StageRecipe):
     compute_dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="dtype of the activations and products; the weights stay fp32"
     )
+    recompute: Literal["none", "v3", "layer"] = Field(
+        default="none",
+        description="made again in backward: nothing, norms and MLA up-projections (V3, section 3.2.3), whole layers",
+    )
     trainer: dict[str, Any] = Field(
         default={},
         description="keys of TRL's SFTConfig, passed on word for word: steps, batch, learning rate, intervals",

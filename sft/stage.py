@@ -77,6 +77,7 @@ def load_start(recipe: Recipe) -> tuple[V3ForCausalLM, PreTrainedTokenizerFast]:
     tokenizer = load_tokenizer(recipe.init_from)
     model = V3ForCausalLM.from_pretrained(recipe.init_from)
     model.compute_dtype = torch.bfloat16 if recipe.compute_dtype == "bfloat16" else None
+    model.recompute = recipe.recompute
     if len(tokenizer) > model.config.vocab_size:
         expected = f"a tokenizer of at most {model.config.vocab_size} tokens, the model's vocab_size"
         raise InputError(recipe.init_from, expected=expected, found=f"{len(tokenizer)} tokens")

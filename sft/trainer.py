@@ -121,9 +121,7 @@ class V3SFTTrainer(RunCheckpoints, SFTTrainer):
         if will_log:
             for name, router in router_statistics(self.v3).items():
                 layer = f"router/layer_{name.split('.')[2]}"
-                self.router_line[f"{layer}/max_violation"] = router.max_violation
-                self.router_line[f"{layer}/dead"] = router.dead
-                self.router_line[f"{layer}/bias_range"] = router.bias_range
+                self.router_line |= {f"{layer}/{key}": value for key, value in router.metrics().items()}
         update_routing_bias(self.v3, self.recipe.bias_speed)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -37,9 +37,12 @@ REFUSED: dict[str, tuple[str, ...]] = {
         *("loss_type", "label_smoothing_factor", "router_aux_loss_coef", "average_tokens_across_devices"),
     ),
     "the model comes from init_from": ("model_init_kwargs", "trust_remote_code", "use_cache"),
-    "the model has no such mode": (
+    "recompute decides it": (
         *("gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing"),
-        *("activation_checkpointing_kwargs", "activation_offloading", "use_liger_kernel", "liger_kernel_config"),
+        *("activation_checkpointing_kwargs",),
+    ),
+    "the model has no such mode": (
+        *("activation_offloading", "use_liger_kernel", "liger_kernel_config"),
         *("torch_compile", "torch_compile_backend", "torch_compile_mode"),
     ),
     "a resumed run would differ from an uninterrupted one": (

@@ -7,7 +7,7 @@ Source: V3 report Eq. 16-20, §4.2; Wang et al. 2024 (auxiliary-loss-free balanc
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -49,11 +49,11 @@ def update_routing_bias(model: nn.Module, speed: float) -> None:
     """
     for _, gate in gates(model):
         load = gate.tokens_per_expert.float()
-        if speed and load.sum() > 0:
+        if speed:
             bias = gate.e_score_correction_bias
-            bias += speed * torch.sign(load.mean() - load)
-            bias -= bias.mean()
-        gate.tokens_per_expert.zero_()
+            moved = bias + speed * torch.sign(load.mean() - load)
+            bias.copy_(torch.where(load.any(), moved - moved.mean(), bias))  # chosen there: no host waits for the load
+        gate.forget()
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class RouterStatistics:
 
     max_violation: (largest load - mean) / mean (0 is even). dead: share of experts without a token.
     entropy: of the load distribution, over ln E (1 is even). bias_range: largest minus smallest bias.
+    sequence_loss: the sequence-wise balance loss before alpha (1 is even), None where it is not part of the loss.
     """
 
     load: list[int]
@@ -69,6 +70,11 @@ class RouterStatistics:
     dead: float
     entropy: float
     bias_range: float
+    sequence_loss: float | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers to log, by name."""
+        return {name: value for name, value in asdict(self).items() if name != "load" and value is not None}
 
 
 def router_statistics(model: nn.Module) -> dict[str, RouterStatistics]:
@@ -79,6 +85,7 @@ def router_statistics(model: nn.Module) -> dict[str, RouterStatistics]:
         if load.sum() == 0:
             continue
         share = load / load.sum()
+        total, sequences = gate.sequence_loss.tolist()
         entropy = -(share * share.clamp_min(1e-12).log()).sum() / torch.tensor(float(len(load))).log()
         found[name] = RouterStatistics(
             load=gate.tokens_per_expert.tolist(),
@@ -86,5 +93,6 @@ def router_statistics(model: nn.Module) -> dict[str, RouterStatistics]:
             dead=float((load == 0).float().mean()),
             entropy=float(entropy),
             bias_range=float(gate.e_score_correction_bias.max() - gate.e_score_correction_bias.min()),
+            sequence_loss=total / sequences if sequences else None,
         )
     return found

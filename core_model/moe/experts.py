@@ -35,19 +35,27 @@ class Rows(NamedTuple):
 
 
 def group_rows(indices_TK: Tensor, experts: int, multiple: int) -> Rows:
-    """Group the pairs by expert, each group padded to a multiple of `multiple` rows; order within a group kept."""
+    """Group the pairs by expert, each group padded to a multiple of `multiple` rows; order within a group kept.
+
+    Without padding (`multiple` 1) the number of rows is known beforehand, and no step makes a device wait.
+    """
     pairs = indices_TK.flatten()
-    order = pairs.argsort(stable=True)
-    counts = torch.bincount(pairs, minlength=experts)
-    padded = (counts + multiple - 1) // multiple * multiple
-    ends = padded.cumsum(0)
-    shift = (ends - padded) - (counts.cumsum(0) - counts)  # from rank among all pairs to row
-    rows = torch.arange(len(pairs), device=pairs.device) + shift[pairs[order]]
-    token_P = torch.zeros(int(ends[-1]), dtype=torch.long, device=pairs.device)
-    token_P[rows] = order // indices_TK.shape[1]
+    sorted_pairs, order = pairs.sort(stable=True)
+    ranks = torch.arange(len(pairs), device=pairs.device)
+    ends = torch.searchsorted(sorted_pairs, torch.arange(experts, device=pairs.device), right=True)
     row_TK = torch.empty_like(pairs)
+    if multiple == 1:
+        row_TK[order] = ranks
+        return Rows(order // indices_TK.shape[1], row_TK.view_as(indices_TK), ends)
+    counts = ends.diff(prepend=ends.new_zeros(1))
+    padded = (counts + multiple - 1) // multiple * multiple
+    padded_ends = padded.cumsum(0)
+    shift = (padded_ends - padded) - (ends - counts)  # from rank among all pairs to row
+    rows = ranks + shift[sorted_pairs]
+    token_P = torch.zeros(int(padded_ends[-1]), dtype=torch.long, device=pairs.device)
+    token_P[rows] = order // indices_TK.shape[1]
     row_TK[order] = rows
-    return Rows(token_P, row_TK.view_as(indices_TK), ends)
+    return Rows(token_P, row_TK.view_as(indices_TK), padded_ends)
 
 
 def weighted_sum(y_PD: Tensor, row_TK: Tensor, weights_TK: Tensor | None) -> Tensor:

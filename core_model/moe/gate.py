@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core_model.config import V3Config
 from core_model.precision import KeepsFp32Buffers
+from core_model.recompute import derived
 
 
 class Routing(NamedTuple):
@@ -26,19 +27,23 @@ class Routing(NamedTuple):
 
 def top_k_low_index(x: Tensor, k: int) -> Tensor:
     """Indices of the k largest of the last dimension, ties to the lower index (torch.topk leaves ties open)."""
-    return x.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    # A copy, since a view would keep the indices of all experts in memory until backward.
+    return x.sort(dim=-1, descending=True, stable=True).indices[..., :k].contiguous()
 
 
 class Gate(KeepsFp32Buffers):
     """Chooses K of E experts for every token; all of it in fp32.
 
-    The bias is a persistent buffer, never touched by autograd: `balance.update_routing_bias` moves it. While
-    training, every forward adds its choices to `tokens_per_expert` until that update resets them.
+    The bias is a persistent buffer, never touched by autograd: `balance.update_routing_bias` moves it by the load in
+    `tokens_per_expert`, which it then resets. The load is counted by whoever runs the layers (`count`), not in forward:
+    a forward that runs again for backward would count it twice. `sequence_loss` holds the sum of the sequence-wise
+    balance loss over as many sequences, [2], for the statistics.
     """
 
-    fp32_buffers = ("e_score_correction_bias",)
+    fp32_buffers = ("e_score_correction_bias", "sequence_loss")
     e_score_correction_bias: Tensor
     tokens_per_expert: Tensor
+    sequence_loss: Tensor
 
     def __init__(self, config: V3Config) -> None:
         super().__init__()
@@ -50,6 +55,7 @@ class Gate(KeepsFp32Buffers):
         self.weight = nn.Parameter(torch.zeros(self.experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(self.experts, dtype=torch.float32))
         self.register_buffer("tokens_per_expert", torch.zeros(self.experts, dtype=torch.int64), persistent=False)
+        self.register_buffer("sequence_loss", torch.zeros(2, dtype=torch.float32), persistent=False)
 
     def select(self, scores_TE: Tensor) -> Tensor:
         """indices_TK by biased score, within the `topk_group` groups whose two best sum highest."""
@@ -63,15 +69,32 @@ class Gate(KeepsFp32Buffers):
             biased = grouped_TGE.masked_fill(~kept.unsqueeze(-1), float("-inf")).flatten(1)
         return top_k_low_index(biased, self.top_k)
 
-    def forward(self, x_TD: Tensor, real_T: Tensor | None = None) -> Routing:
-        """Route every token; those that are padding (`real_T` False) are not counted as load."""
+    def forward(self, x_TD: Tensor) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):  # a trainer's autocast would route in bf16
-            scores_TE = F.linear(x_TD.float(), self.weight.float()).sigmoid()
+            scores_TE = F.linear(derived(Tensor.float, x_TD), self.weight.float()).sigmoid()
         indices_TK = self.select(scores_TE.detach())
         weights_TK = scores_TE.gather(1, indices_TK)
         if self.normalise:
             weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + 1e-20)
-        if self.training and torch.is_grad_enabled():
-            counted = indices_TK if real_T is None else indices_TK[real_T]
-            self.tokens_per_expert += torch.bincount(counted.flatten(), minlength=self.experts)
         return Routing(indices_TK, weights_TK * self.scaling, scores_TE)
+
+    @torch.no_grad()
+    def count(self, routing: Routing, real_BT: Tensor | None = None) -> None:
+        """Add a training forward's choices to the load; tokens that are padding (`real_BT` False) are none."""
+        if real_BT is None:
+            ones_TK = torch.ones_like(routing.indices_TK)
+        else:
+            ones_TK = real_BT.flatten().long().unsqueeze(1).expand_as(routing.indices_TK)
+        # Not bincount and no boolean index, which make a device wait for their size.
+        self.tokens_per_expert.scatter_add_(0, routing.indices_TK.flatten(), ones_TK.flatten())
+
+    @torch.no_grad()
+    def note_sequence_loss(self, mean: Tensor, sequences: int) -> None:
+        """Add a micro-batch's balance loss, a mean over its sequences."""
+        self.sequence_loss[0] += mean * sequences
+        self.sequence_loss[1] += sequences
+
+    def forget(self) -> None:
+        """Start counting anew, once the routing bias has followed the load."""
+        self.tokens_per_expert.zero_()
+        self.sequence_loss.zero_()

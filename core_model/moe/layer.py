@@ -36,8 +36,8 @@ class MoE(nn.Module):
         self.experts = Experts(config)
         self.shared_experts = MLP(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
 
-    def forward(self, x_BTD: Tensor, real_BT: Tensor | None = None) -> tuple[Tensor, Routing]:
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Routing]:
         x_TD = x_BTD.flatten(0, 1)
-        routing = self.gate(x_TD, None if real_BT is None else real_BT.flatten())
+        routing = self.gate(x_TD)
         routed = self.experts(x_TD, routing.indices_TK, routing.weights_TK)
         return (routed + self.shared_experts(x_TD)).view_as(x_BTD), routing

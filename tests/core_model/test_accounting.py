@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from reference import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from core_model.accounting import flops_per_token, kv_bytes_per_token, parameters
+from core_model.accounting.__main__ import main
 from core_model.cache import LatentCache
-from core_model.config import V3Config
+from core_model.config import PRESETS, V3Config
 from core_model.model import V3ForCausalLM
 
 CONFIGURATIONS = [
@@ -30,6 +33,39 @@ def test_v3s_published_counts():
     assert count.active - count.embedding == 36_625_618_432
     assert count.embedding == 129280 * 7168
     assert count.mtp == 11_610_068_224
+
+
+@pytest.mark.parametrize(("name", "total"), [("16b", 15_706_485_888), ("236b", 235_741_444_320)])
+def test_the_other_sizes_published_counts(name, total):
+    assert parameters(V3Config.preset(name)).total == total
+
+
+def test_mini_has_a_hundred_million_active_parameters():
+    count = parameters(V3Config.preset("mini"))
+    assert 95e6 < count.active < 105e6 and 3 * count.active < count.total < 5 * count.active
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_builds_on_the_meta_device_with_as_many_parameters(name):
+    """Without memory and in seconds, V3's 671B too."""
+    config = V3Config.preset(name)
+    started = time.process_time()
+    with torch.device("meta"):
+        model = V3ForCausalLM(config)
+    assert time.process_time() - started < 10
+    assert all(tensor.device.type == "meta" for tensor in model.state_dict().values())
+    count = parameters(config)
+    assert sum(tensor.numel() for tensor in model.state_dict().values()) == count.total + count.mtp
+
+
+def test_the_command_prints_every_preset_and_refuses_others(capsys):
+    assert main(["--tokens", "4096"]) == 0
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line and line[0] != " "] == list(PRESETS)
+    for number in ("671,026,419,200", "37,552,297,472", "11,610,068,224", "70,272 B", "15,706,485,888"):
+        assert number in printed
+    assert main(["nano", "micro"]) == 2 and "no preset 'micro'" in capsys.readouterr().err
+    assert main(["nano", "--tokens", "0"]) == 2 and "sequence_length" in capsys.readouterr().err
 
 
 def test_v3s_published_cache_and_training_cost():

@@ -60,13 +60,13 @@ def test_repeated_updates_even_out_a_skewed_router():
     with torch.no_grad():
         gate.weight.copy_(torch.eye(8))
     x = torch.randn(512, 8, generator=generator) + torch.linspace(2, -2, 8)
-    gate(x)
+    gate.count(gate(x))
     before = router_statistics(gate)[""].max_violation
     update_routing_bias(gate, 0.0)
     for _ in range(150):
-        gate(x)
+        gate.count(gate(x))
         update_routing_bias(gate, 0.01)
-    gate(x)
+    gate.count(gate(x))
     after = router_statistics(gate)[""]
     assert before > 1.5 and after.max_violation < 0.2 and after.dead == 0
 
@@ -140,6 +140,68 @@ def test_statistics_of_a_known_load(gate):
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(4)
     assert statistics.entropy == pytest.approx(entropy, abs=1e-6)
     assert statistics.bias_range == pytest.approx(0.75)
+
+
+def test_the_sequence_loss_of_each_router_is_in_its_statistics():
+    """The mean over the sequences of all micro-batches since the last update; in training alone."""
+    model = random_model(tiny_config()).train()
+    model.loss_weights.mtp, model.loss_weights.balance = 0.3, 1e-4
+    batches = [random_tokens(1, 9, seed=1), random_tokens(3, 9, seed=2)]
+    expected = torch.zeros(3)
+    for tokens in batches:
+        out = model(tokens, labels=tokens)
+        backbone = model.eval().model(tokens)
+        routings = [*backbone.routings, *(routing for _, routing in model.mtp_states(tokens, backbone))]
+        expected += torch.stack([sequence_balance_loss(r.scores_TE, 2, len(tokens)) for r in routings]) * len(tokens)
+        assert out.balance_loss.item() == pytest.approx(model(tokens, labels=tokens).balance_loss.item())
+        model.train()
+    found = router_statistics(model)
+    assert list(found) == [f"model.layers.{i}.mlp.gate" for i in (1, 2, 3)]
+    torch.testing.assert_close(torch.tensor([s.sequence_loss for s in found.values()]), expected / 4)
+    assert all(s.metrics()["sequence_loss"] == s.sequence_loss for s in found.values())
+    update_routing_bias(model, 0.0)
+    model.loss_weights.balance = 0.0
+    model(batches[0], labels=batches[0])
+    assert all("sequence_loss" not in s.metrics() and s.metrics() for s in router_statistics(model).values())
+
+
+def test_the_load_of_a_batch_is_that_of_its_micro_batches():
+    model = random_model(tiny_config()).train()
+    tokens = random_tokens(4, 9)
+    model.model(tokens)
+    whole = [gate.tokens_per_expert.clone() for _, gate in gates(model)]
+    update_routing_bias(model, 0.0)
+    for part in tokens.split(1):
+        model.model(part)
+    assert all(torch.equal(gate.tokens_per_expert, load) for (_, gate), load in zip(gates(model), whole, strict=True))
+
+
+loads = st.lists(st.integers(0, 1000), min_size=2, max_size=12).filter(any)
+
+
+@given(loads, st.floats(1e-4, 0.1), st.integers(2, 50), st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_what_holds_of_every_bias_update(load, speed, factor, seed):
+    """Centred; busy experts fall against idle ones, by twice the speed; the sizes of loads do not matter."""
+
+    def update(start: torch.Tensor, load: torch.Tensor) -> torch.Tensor:
+        gate = Gate(tiny_config(n_routed_experts=len(start), n_group=1, topk_group=1))
+        gate.e_score_correction_bias.copy_(start)
+        gate.tokens_per_expert.copy_(load)
+        update_routing_bias(gate, speed)
+        assert not gate.tokens_per_expert.any()
+        return gate.e_score_correction_bias
+
+    counts = torch.tensor(load)
+    start = torch.randn(len(load), generator=torch.Generator().manual_seed(seed))
+    bias = update(start, counts)
+    assert abs(float(bias.mean())) < 1e-6
+    sign = [(sum(load) > n * len(load)) - (sum(load) < n * len(load)) for n in load]
+    moved = (bias - start).double()
+    for i, j in zip(range(len(load)), range(1, len(load)), strict=False):
+        assert float(moved[i] - moved[j]) == pytest.approx(speed * (sign[i] - sign[j]), abs=2e-6)
+    torch.testing.assert_close(update(start, counts * factor), bias, rtol=0, atol=2e-6)
+    torch.testing.assert_close(update(start + 3.0, counts), bias, rtol=0, atol=2e-6)
 
 
 def test_routers_without_tokens_have_no_statistics(gate):

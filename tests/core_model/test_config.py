@@ -43,12 +43,13 @@ def test_every_preset_is_consistent(name):
     assert V3Config.preset(name).hidden_size > 0
 
 
-def test_nano_has_every_part_of_v3():
-    nano = V3Config.preset("nano")
-    assert nano.num_nextn_predict_layers >= 1 and nano.n_shared_experts >= 1 and nano.q_lora_rank
-    assert 0 < nano.first_k_dense_replace < nano.num_hidden_layers
-    assert 1 < nano.topk_group < nano.n_group
-    assert not nano.is_moe_layer(0) and nano.is_moe_layer(nano.num_hidden_layers)
+@pytest.mark.parametrize("name", ["nano", "mini"])
+def test_the_small_presets_have_every_part_of_v3(name):
+    config = V3Config.preset(name)
+    assert config.num_nextn_predict_layers >= 1 and config.n_shared_experts >= 1 and config.q_lora_rank
+    assert 0 < config.first_k_dense_replace < config.num_hidden_layers
+    assert 1 < config.topk_group < config.n_group
+    assert not config.is_moe_layer(0) and config.is_moe_layer(config.num_hidden_layers)
 
 
 def test_overrides_replace_preset_fields():

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import reference_select, tiny_config
-from torch.utils.checkpoint import checkpoint
 
 from core_model.moe.gate import Gate, top_k_low_index
 
@@ -107,23 +106,16 @@ def test_gradient_reaches_the_weights_and_never_the_bias():
     assert "e_score_correction_bias" in gate.state_dict() and "tokens_per_expert" not in gate.state_dict()
 
 
-def test_loads_are_counted_while_training_and_only_then():
+def test_the_load_is_the_choices_of_real_tokens_added_up():
     gate = make_gate(n_group=1, topk_group=1)
-    x = torch.randn(10, 8)
-    gate.eval()(x)
-    with torch.no_grad():
-        gate.train()(x)
-    assert gate.tokens_per_expert.sum() == 0
-    chosen = torch.bincount(gate(x).indices_TK.flatten(), minlength=8)
-    gate(x)
-    assert gate.tokens_per_expert.tolist() == (2 * chosen).tolist()
-
-
-def test_reentrant_recomputation_counts_a_token_once():
-    gate = make_gate().train()
-    x = torch.randn(5, 8, requires_grad=True)
-    checkpoint(lambda x: gate(x).weights_TK, x, use_reentrant=True).sum().backward()
-    assert gate.tokens_per_expert.sum() == 5 * 2
+    routing = gate(torch.randn(10, 8))
+    assert gate.tokens_per_expert.sum() == 0  # a forward alone, which may run again, counts nothing
+    gate.count(routing)
+    chosen = torch.bincount(routing.indices_TK.flatten(), minlength=8)
+    assert torch.equal(gate.tokens_per_expert, chosen)
+    gate.count(routing, torch.tensor([[True] * 4 + [False], [False] * 3 + [True] * 2]))
+    real = torch.bincount(routing.indices_TK[[0, 1, 2, 3, 8, 9]].flatten(), minlength=8)
+    assert torch.equal(gate.tokens_per_expert, chosen + real)
 
 
 def test_routing_is_fp32_whatever_comes_in():

@@ -12,38 +12,18 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, DynamicCache
+from transformers.modeling_layers import MtpLayer
 
 from core_model.cache import LatentCache
 from core_model.checkpoint.config_file import disk_config
 from core_model.checkpoint.storage import Storage
 from core_model.config import YARN_V3, V3Config
 from core_model.model import V3ForCausalLM
-from core_model.norm import RMSNorm
+from tests.core_model.reference import TINY, random_model, random_tokens, relative_difference
 
 CLOSE = 1e-5  # of the largest logit
 YARN = {**YARN_V3, "original_max_position_embeddings": 16, "factor": 8}
-BASE: dict[str, Any] = {
-    "vocab_size": 48,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "moe_intermediate_size": 16,
-    "num_hidden_layers": 3,
-    "num_nextn_predict_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "n_routed_experts": 16,
-    "num_experts_per_tok": 4,
-    "n_group": 4,
-    "topk_group": 2,
-    "first_k_dense_replace": 1,
-    "routed_scaling_factor": 2.5,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 12,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 8,
-    "max_position_embeddings": 64,
-}
+BASE: dict[str, Any] = {**TINY, "n_routed_experts": 16, "num_experts_per_tok": 4, "routed_scaling_factor": 2.5}
 CASES: dict[str, dict[str, Any]] = {
     "groups": {},
     "yarn": {"rope_scaling": YARN},
@@ -56,20 +36,6 @@ CASES: dict[str, dict[str, Any]] = {
     "one group, two shared experts": {"n_group": 1, "topk_group": 1, "n_shared_experts": 2},
     "weights as they are": {"norm_topk_prob": False},
 }
-
-
-def random_model(config: V3Config, seed: int = 0) -> V3ForCausalLM:
-    """Random parameters, norms and routing biases, the latter negative for most experts."""
-    model = V3ForCausalLM(config).initialize(0.15, seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, RMSNorm):
-                module.weight.uniform_(0.5, 1.5, generator=generator)
-        for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
-                buffer.normal_(-1.0, 0.7, generator=generator)
-    return model.eval()
 
 
 def theirs_of(model: V3ForCausalLM) -> DeepseekV3ForCausalLM:
@@ -89,30 +55,26 @@ def pair(case: str) -> tuple[V3ForCausalLM, DeepseekV3ForCausalLM]:
     return ours, theirs_of(ours)
 
 
-def tokens_of(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, BASE["vocab_size"], shape, generator=torch.Generator().manual_seed(seed))
-
-
 def logits(model: torch.nn.Module, tokens: Tensor, **kwargs: Any) -> Tensor:
     with torch.no_grad():
         return model(tokens, **kwargs).logits
 
 
 def assert_equal(ours: Tensor, theirs: Tensor) -> None:
-    assert float((ours - theirs).abs().max() / theirs.abs().max()) < CLOSE
+    assert relative_difference(ours, theirs) < CLOSE
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_logits(case):
     ours, theirs = pair(case)
-    tokens = tokens_of(2, 40)
+    tokens = random_tokens(2, 40)
     assert_equal(logits(ours, tokens), logits(theirs, tokens))
 
 
 def test_the_comparison_would_notice_each_part():
     """A parity test that cannot fail proves nothing: leave out one part of ours at a time."""
     ours, theirs = pair("yarn")
-    tokens, expected = tokens_of(2, 40), logits(theirs, tokens_of(2, 40))
+    tokens, expected = random_tokens(2, 40), logits(theirs, random_tokens(2, 40))
     router = ours.model.layers[1].mlp.gate
     kept = router.e_score_correction_bias.clone()
     router.e_score_correction_bias.zero_()
@@ -121,7 +83,7 @@ def test_the_comparison_would_notice_each_part():
     plain = V3ForCausalLM(V3Config.preset("nano", **BASE)).eval()
     plain.load_state_dict(ours.state_dict())
     for changed in (without_bias, logits(plain, tokens)):
-        assert float((changed - expected).abs().max() / expected.abs().max()) > 100 * CLOSE
+        assert relative_difference(changed, expected) > 100 * CLOSE
     assert_equal(logits(ours, tokens), expected)
 
 
@@ -130,11 +92,16 @@ def configurations(draw) -> V3Config:
     groups = draw(st.sampled_from([1, 2, 4]))
     experts = groups * draw(st.integers(2, 4))
     top_groups = draw(st.integers(1, groups))
-    layers = draw(st.integers(1, 3))
+    layers, heads = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     return V3Config.preset(
         "nano",
         **{
             **BASE,
+            "hidden_size": draw(st.sampled_from([24, 32, 40])),
+            "intermediate_size": draw(st.integers(1, 48)),
+            "moe_intermediate_size": 4 * draw(st.integers(1, 4)),  # theirs: grouped GEMMs want rows of 16 bytes
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
             "num_hidden_layers": layers,
             "first_k_dense_replace": draw(st.integers(0, layers)),
             "num_nextn_predict_layers": draw(st.integers(0, 2)),
@@ -143,6 +110,7 @@ def configurations(draw) -> V3Config:
             "topk_group": top_groups,
             "num_experts_per_tok": draw(st.integers(1, top_groups * experts // groups)),
             "n_shared_experts": draw(st.integers(1, 2)),
+            "routed_scaling_factor": draw(st.sampled_from([1.0, 2.5])),
             "q_lora_rank": draw(st.sampled_from([None, 8, 24])),
             "kv_lora_rank": 2 * draw(st.integers(2, 10)),
             "qk_nope_head_dim": 2 * draw(st.integers(1, 6)),
@@ -154,16 +122,33 @@ def configurations(draw) -> V3Config:
     )
 
 
-@given(configurations(), st.integers(0, 3))
+LENGTH = 24
+cuts = st.lists(st.integers(1, LENGTH - 1), max_size=4, unique=True).map(sorted)
+
+
+@given(configurations(), st.integers(0, 3), cuts, st.integers(0, LENGTH - 1), st.booleans())
 @settings(max_examples=20, deadline=None, derandomize=True)
-def test_logits_of_any_configuration(config, seed):
+def test_logits_of_any_configuration(config, seed, cut, padding, left):
+    """Whole rows, packed documents, padding on either side, and decoding; biases are negative for most experts."""
     ours = random_model(config, seed)
     theirs = theirs_of(ours)
-    tokens = tokens_of(2, 24, seed=seed)
+    tokens = random_tokens(2, LENGTH, seed=seed)
     expected = logits(theirs, tokens)
     assume(expected.abs().max() > 0)
     assert_equal(logits(ours, tokens), expected)
-    cache = LatentCache(config, 2, 24, torch.float32)
+
+    lengths = [end - start for start, end in zip([0, *cut], [*cut, LENGTH], strict=True)]
+    positions = torch.cat([torch.arange(n) for n in lengths]).expand(2, -1)
+    packed = torch.cat([logits(theirs, part) for part in tokens.split(lengths, dim=1)], dim=1)
+    assert_equal(logits(ours, tokens, position_ids=positions), packed)
+
+    mask = torch.ones_like(tokens)
+    mask[1, slice(padding) if left else slice(LENGTH - padding, None)] = 0
+    padded = logits(ours, tokens, attention_mask=mask)
+    assert_equal(padded[:1], expected[:1])
+    assert_equal(padded[1, mask[1].bool()], logits(theirs, tokens[1:, mask[1].bool()])[0])
+
+    cache = LatentCache(config, 2, LENGTH, torch.float32)
     steps = []
     for at in range(4):
         positions = torch.full((2, 1), at)
@@ -172,10 +157,39 @@ def test_logits_of_any_configuration(config, seed):
     assert_equal(torch.cat(steps, 1), expected[:, :4])
 
 
+@pytest.mark.parametrize("case", ["groups", "yarn"])
+def test_an_mtp_module_is_transformers_own(case):
+    """Its module for released weights, with ours: the order of the projection's input, both norms, the norm behind."""
+    ours, theirs = pair(case)
+    (layer,) = ours.model.mtp_layers()
+    names = {"shared_head.norm": "post_norm", **{n: n for n in ("enorm", "hnorm", "eh_proj")}}
+    module = MtpLayer(theirs.config, type(theirs.model.layers[-1]), type(theirs.model.norm), 3).eval()
+    weights = {}
+    for name, tensor in layer.state_dict().items():
+        head = name.removesuffix(".weight")
+        weights[f"{names[head]}.weight" if head in names else f"mtp_block.{name}"] = tensor
+    module.load_state_dict(weights)
+    tokens = random_tokens(2, 20)
+    positions = torch.arange(20).unsqueeze(0)
+    causal = torch.full((20, 20), float("-inf")).triu(1)[None, None]
+    with torch.no_grad():
+        backbone = ours.model(tokens)
+        ((state, _),) = ours.mtp_states(tokens, backbone)
+        expected = module(
+            theirs.model.embed_tokens(torch.nn.functional.pad(tokens[:, 1:], (0, 1))),
+            theirs.model(tokens).last_hidden_state,  # after the final norm
+            theirs.model.rotary_emb(backbone.last_hidden_state, positions),
+            causal,
+            positions,
+            None,
+        )
+    assert_equal(state, expected)
+
+
 @pytest.mark.parametrize("case", ["groups", "yarn", "plain queries, yarn", "wide values"])
 def test_absorbed_decoding_token_by_token(case):
     ours, theirs = pair(case)
-    tokens = tokens_of(2, 20)
+    tokens = random_tokens(2, 20)
     expected = logits(theirs, tokens)
     transformers_cache, latent = DynamicCache(config=ours.config), LatentCache(ours.config, 2, 20, torch.float32)
     for at in range(20):
@@ -190,7 +204,7 @@ def test_absorbed_decoding_token_by_token(case):
 
 def test_a_cached_prefix_then_a_chunk_then_single_tokens():
     ours, theirs = pair("yarn")
-    tokens, cache, parts, start = tokens_of(2, 12), DynamicCache(), [], 0
+    tokens, cache, parts, start = random_tokens(2, 12), DynamicCache(), [], 0
     for length in (5, 4, 1, 2):
         piece = tokens[:, start : start + length]
         parts.append(logits(ours, piece, past_key_values=cache, use_cache=True))
@@ -202,7 +216,7 @@ def test_a_cached_prefix_then_a_chunk_then_single_tokens():
 def test_packed_documents(case):
     """Against each document alone and against transformers, document by document and packed as it packs."""
     ours, theirs = pair(case)
-    tokens, lengths = tokens_of(1, 24), [9, 1, 10, 4]
+    tokens, lengths = random_tokens(1, 24), [9, 1, 10, 4]
     positions = torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0)
     packed = logits(ours, tokens, position_ids=positions)
     expected = torch.cat([logits(theirs, part) for part in tokens.split(lengths, dim=1)], dim=1)
@@ -216,7 +230,7 @@ def test_packed_documents(case):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_by_attention_mask(side, use_cache):
     ours, theirs = pair("yarn")
-    tokens, mask = tokens_of(3, 14), torch.ones(3, 14, dtype=torch.long)
+    tokens, mask = random_tokens(3, 14), torch.ones(3, 14, dtype=torch.long)
     for row, padding in enumerate((0, 5, 13)):
         mask[row, slice(padding) if side == "left" else slice(14 - padding, None)] = 0
     real = mask.bool()
@@ -237,7 +251,7 @@ def test_transformers_loads_our_folder_and_decodes_the_same_tokens(case, tmp_pat
     assert report["missing_keys"] == set() and report["mismatched_keys"] == set()
     assert all(name.startswith("model.layers.3.") for name in report["unexpected_keys"])
     assert len(report["unexpected_keys"]) > 0
-    prompt = tokens_of(3, 6)
+    prompt = random_tokens(3, 6)
     greedy = {"do_sample": False, "max_new_tokens": 12, "attention_mask": torch.ones_like(prompt), "pad_token_id": 2}
     assert torch.equal(ours.generate(prompt, **greedy), theirs.eval().generate(prompt, **greedy))
 
@@ -256,7 +270,7 @@ def test_a_folder_that_transformers_saved_loads_here(case, tmp_path):
     # Its config claims the MTP module that transformers has dropped: the caller says so.
     assert json.loads((tmp_path / "model" / "config.json").read_text())["num_nextn_predict_layers"] == 1
     loaded = V3ForCausalLM.from_pretrained(tmp_path / "model", num_nextn_predict_layers=0).eval()
-    tokens = tokens_of(2, 30)
+    tokens = random_tokens(2, 30)
     assert_equal(logits(loaded, tokens), logits(theirs, tokens))
     assert (loaded.config.rope_scaling is None) == (ours.config.rope_scaling is None)
 
@@ -264,7 +278,7 @@ def test_a_folder_that_transformers_saved_loads_here(case, tmp_path):
 @pytest.mark.parametrize("case", ["groups", "yarn"])
 def test_generate_equals_a_loop_of_whole_forwards_with_left_padding(case):
     ours, _ = pair(case)
-    prompts, new = [tokens_of(1, n, seed=n) for n in (3, 7, 5)], 8
+    prompts, new = [random_tokens(1, n, seed=n) for n in (3, 7, 5)], 8
     padded, mask = torch.full((3, 7), 2), torch.zeros(3, 7, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         padded[row, 7 - prompt.shape[1] :] = prompt[0]
@@ -281,7 +295,7 @@ def test_generate_equals_a_loop_of_whole_forwards_with_left_padding(case):
 
 def test_sampling_through_generate_is_reproducible():
     ours, _ = pair("groups")
-    prompt = tokens_of(2, 4)
+    prompt = random_tokens(2, 4)
 
     def sample(seed: int) -> Tensor:
         torch.manual_seed(seed)

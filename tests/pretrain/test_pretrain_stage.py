@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from core_model.errors import InputError
 from pretrain.recipe import Recipe
-from pretrain.stage import run_stage
+from pretrain.stage import build_model, run_stage
 from recipes.loader import load_recipe
 from recipes.run import Run
 
@@ -172,3 +172,8 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(tmp_path: Path) -> N
     recipe = load_recipe(write_recipe(tmp_path, {"model": model}), [f"run_dir={tmp_path / 'run'}"])
     with pytest.raises(InputError, match="vocabulary"):
         train(recipe)
+
+
+@pytest.mark.parametrize("policy", ["none", "v3", "layer"])
+def test_the_recipe_chooses_what_is_recomputed(policy):
+    assert build_model(Recipe.model_validate({**TINY, "recompute": policy}), 300).recompute == policy

@@ -57,6 +57,15 @@ def test_the_trainer_is_trls_and_the_model_ours(make_trainer):
     assert type(trainer.accelerator.unwrap_model(trainer.model_wrapped)) is V3ForCausalLM
 
 
+def test_recomputation_trains_the_same_weights(make_trainer):
+    trainers = [
+        make_trainer(f"run_{policy}", f"recompute={policy}", "trainer.max_steps=1") for policy in ("none", "v3")
+    ]
+    assert [trainer.v3.recompute for trainer in trainers] == ["none", "v3"]
+    kept, again = (trainer.train() and weights(trainer) for trainer in trainers)
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
 def test_gradient_accumulation_does_not_change_the_step(make_trainer):
     # Plain gradient descent: what differs in the gradient differs in the weights.
     common = ("trainer.max_steps=1", "trainer.optim=sgd", "trainer.learning_rate=1.0", "trainer.warmup_steps=0")

@@ -1,4 +1,4 @@
-"""What a configuration costs: parameters, floating-point operations per token, cache bytes per token.
+"""Parameters, floating-point operations per token, cache bytes per token.
 
 Arithmetic on the configuration alone; nothing is built. Checked against DeepSeek's published figures for V3 and against
 built models in tests/core_model/test_accounting.py.
@@ -29,7 +29,8 @@ class ParameterCount:
     mtp: int
 
 
-def _attention_matrices(config: V3Config) -> int:
+def attention_matrices(config: V3Config) -> int:
+    """Weights of one layer's attention, norms left out."""
     heads, query_width = config.num_attention_heads, config.num_attention_heads * config.qk_head_dim
     if config.q_lora_rank is None:
         query = config.hidden_size * query_width
@@ -50,7 +51,7 @@ def _vectors(config: V3Config, layer_index: int) -> int:
     return _norms(config) + (config.n_routed_experts or 0) * config.is_moe_layer(layer_index)
 
 
-def _feed_forward_matrices(config: V3Config, layer_index: int, *, active: bool) -> int:
+def feed_forward_matrices(config: V3Config, layer_index: int, *, active: bool) -> int:
     """Of one layer; `active` counts the routed experts that one token uses instead of all."""
     if not config.is_moe_layer(layer_index):
         return 3 * config.hidden_size * config.intermediate_size
@@ -61,7 +62,7 @@ def _feed_forward_matrices(config: V3Config, layer_index: int, *, active: bool) 
 
 
 def _layer_matrices(config: V3Config, layer_index: int, *, active: bool) -> int:
-    return _attention_matrices(config) + _feed_forward_matrices(config, layer_index, active=active)
+    return attention_matrices(config) + feed_forward_matrices(config, layer_index, active=active)
 
 
 def _main_matrices(config: V3Config, *, active: bool) -> int:
