@@ -1,20 +1,64 @@
-"""A training step of nano against transformers' DeepseekV3 of the same sizes, and the GEMM rate of this process."""
+"""A training step against transformers' DeepseekV3 of the same sizes, and the GEMM rate of this process."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from benchmarks.measure import BenchmarkRow, compare
 from core_model import V3Config, V3ForCausalLM
 from core_model.accounting import flops_per_token
+from core_model.checkpoint.config_file import disk_config
+from core_model.checkpoint.storage import Storage
 from core_model.parallel.device import training_device
 from core_model.parallel.engine import MicroBatch, TorchEngine
 from core_model.parallel.host_memory import keep_freed_memory
 
-BATCH, LENGTH = 16, 256
+# 197.6M parameters, 38.0M of them active; transformers trains no MTP, so neither model has any.
+WIDER: dict[str, Any] = {
+    "vocab_size": 8192,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "moe_intermediate_size": 256,
+    "num_hidden_layers": 8,
+    "num_nextn_predict_layers": 0,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 6,
+    "n_group": 8,
+    "topk_group": 4,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 384,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 64,
+    "max_position_embeddings": 1024,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, the tokens of a step, how often each side runs, and in which precisions the peer is tried."""
+
+    name: str
+    config: V3Config
+    batch: int
+    length: int
+    repetitions: int
+    peers: tuple[str, ...] = ("fp32", "bf16 autocast")
+
+
+def cases() -> Iterator[Case]:
+    wider = V3Config(**WIDER)
+    yield Case("nano", V3Config.preset("nano", num_nextn_predict_layers=0), 16, 256, 9)
+    yield Case("d 512, 64 experts", wider, 2, 1024, 5)
+    yield Case("d 512, 64 experts", wider, 8, 1024, 3, ("bf16 autocast",))
 
 
 def gemm_rate(dtype: torch.dtype, size: int = 1024) -> float:
@@ -29,22 +73,24 @@ def gemm_rate(dtype: torch.dtype, size: int = 1024) -> float:
 
 
 def run() -> Iterator[BenchmarkRow]:
-    """Forward, backward and AdamW without MTP (transformers trains none); tokens a second."""
+    """Forward, backward, clip and AdamW without MTP; tokens a second. The limit is bf16 GEMMs and nothing else."""
     keep_freed_memory()
-    config = V3Config.preset("nano", num_nextn_predict_layers=0)
-    ids = torch.randint(0, config.vocab_size, (BATCH, LENGTH), device=training_device())
-    limit = gemm_rate(torch.bfloat16) / flops_per_token(config, LENGTH)
-    for precision, peer in (("fp32", _peer(config, ids, False)), ("bf16 autocast", _peer(config, ids, True))):
-        yield compare(
-            f"nano, {BATCH} x {LENGTH}, ours bf16, peer {precision}",
-            "tokens/s",
-            BATCH * LENGTH,
-            _ours(config, ids),
-            peer,
-            "transformers DeepseekV3ForCausalLM",
-            limit=limit,
-            target=2.5,
-        )
+    for case in cases():
+        ids = torch.randint(0, case.config.vocab_size, (case.batch, case.length), device=training_device())
+        limit = gemm_rate(torch.bfloat16) / flops_per_token(case.config, case.length)
+        ours = _ours(case.config, ids)
+        for precision in case.peers:
+            yield compare(
+                f"{case.name}, {case.batch} x {case.length}, ours bf16, peer {precision}",
+                "tokens/s",
+                ids.numel(),
+                ours,
+                _peer(case.config, ids, autocast=precision != "fp32"),
+                "transformers DeepseekV3ForCausalLM",
+                repetitions=case.repetitions,
+                limit=limit,
+                target=2.5,
+            )
 
 
 def _ours(config: V3Config, ids: torch.Tensor) -> Callable[[], None]:
@@ -59,31 +105,11 @@ def _ours(config: V3Config, ids: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-def _peer(config: V3Config, ids: torch.Tensor, autocast: bool) -> Callable[[], None]:
+def _peer(config: V3Config, ids: torch.Tensor, *, autocast: bool) -> Callable[[], None]:
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-    fields = [
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "moe_intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "n_shared_experts",
-        "n_routed_experts",
-        "num_experts_per_tok",
-        "n_group",
-        "topk_group",
-        "routed_scaling_factor",
-        "first_k_dense_replace",
-        "q_lora_rank",
-        "kv_lora_rank",
-        "qk_nope_head_dim",
-        "qk_rope_head_dim",
-        "v_head_dim",
-    ]
-    model = DeepseekV3ForCausalLM(DeepseekV3Config(**{name: getattr(config, name) for name in fields}))
+    fields = disk_config(config, Storage(torch.float32))
+    model = DeepseekV3ForCausalLM(DeepseekV3Config.from_dict(fields))
     model.to(training_device())  # type: ignore[arg-type]
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_transformers import BASE, YARN, assert_equal, logits, pair, random_model, tokens_of
+from test_transformers import BASE, YARN, assert_equal, logits, pair
 from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
 
 from core_model.checkpoint import Storage, convert_folder
 from core_model.config import V3Config
 from core_model.model import V3ForCausalLM
+from tests.core_model.reference import random_model, random_tokens
 
 FP32, BF16 = Storage(torch.float32), Storage(torch.bfloat16)
 FP8, UE8M0 = Storage(torch.float8_e4m3fn), Storage(torch.float8_e4m3fn, power_of_two=True)
@@ -62,9 +63,9 @@ def greedy(model, prompt: torch.Tensor) -> list[list[int]]:
 def assert_same_model(ours: V3ForCausalLM, theirs: DeepseekV3ForCausalLM) -> None:
     state = ours.state_dict()
     assert [name for name, tensor in theirs.state_dict().items() if not torch.equal(state[name], tensor)] == []
-    tokens = tokens_of(2, 40)
+    tokens = random_tokens(2, 40)
     assert_equal(logits(ours, tokens), logits(theirs, tokens))
-    prompt = tokens_of(3, 6)
+    prompt = random_tokens(3, 6)
     assert greedy(ours, prompt) == greedy(theirs, prompt)
 
 
@@ -96,7 +97,7 @@ def test_a_folder_that_transformers_saved_is_imported(case, tmp_path):
     assert imported.config.num_nextn_predict_layers == 0
     assert imported.config.rope_scaling is None or imported.config.rope_scaling["factor"] == YARN["factor"]
     assert_same_model(imported, theirs)
-    assert greedy(imported, tokens_of(1, 5)) == greedy(ours, tokens_of(1, 5))
+    assert greedy(imported, random_tokens(1, 5)) == greedy(ours, random_tokens(1, 5))
 
 
 def test_an_export_comes_back_from_transformers_bit_by_bit(tmp_path):
