@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.measure import BenchmarkRow
 
-NAMES = ("attention", "train_step")
+NAMES = ("attention", "experts", "train_step")
 
 
 def show(name: str, rows: list[BenchmarkRow]) -> None:
@@ -30,7 +30,8 @@ def show(name: str, rows: list[BenchmarkRow]) -> None:
             f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
             "-" if row.target is None else f"{row.target:g}",
         )
-    Console().print(table)
+    # As wide as it needs to be, in a file or a narrow window too: numbers that are cut say nothing.
+    Console(width=Console(width=1000).measure(table).maximum).print(table)
 
 
 def main() -> None:
