@@ -1,4 +1,4 @@
-"""Halving, each number with its last bit beside it, read back; checked by doubling up again."""
+"""Halving, the bits so far grown by one in front at each step; checked by doubling up again."""
 
 from __future__ import annotations
 
@@ -10,20 +10,16 @@ from distill.teacher.trace import Line, Trace, write_out
 
 def render(metadata: dict[str, Any], rng: Random, mistake: bool) -> Trace:
     """A trace from `{"decimal_value": n}`."""
-    value: int = metadata["decimal_value"]
-    halves = [value]
+    halves = [int(metadata["decimal_value"])]
     while halves[-1] > 1:
         halves.append(halves[-1] // 2)
-    # The bit follows the number it is the parity of, so that it depends on the digit just before it; a space between
-    # the steps and no more: for eleven bits every further mark costs eleven tokens.
-    chain = " ".join(f"{number} r{number % 2}" for number in halves)
-    bits = format(value, "b")
-    slip = rng.randrange(len(bits))
-    wrong = bits[:slip] + ("0" if bits[slip] == "1" else "1") + bits[slip + 1 :]
-    lines = [
-        Line(f"Halve: {chain}."),
-        Line(f"Read back: {bits}", f"Read back: {wrong}", f"{wrong} is wrong"),
-    ]
-    # The values of the leading bits: each is twice the one before plus its bit, the last is the number itself.
-    prefixes = [int(bits[: end + 1], 2) for end in range(len(bits))]
-    return Trace(write_out(lines, rng, mistake), f"Check: {' '.join(map(str, prefixes))}. Correct.", bits)
+    # A bit follows the number it is the parity of. The bits are copied in their order, one place further at each line:
+    # read back from the end at once, they were the last thing that a small model learnt (LABBOOK.md).
+    bits, lines = "", []
+    for number in halves:
+        right, wrong = f"{number % 2}{bits}", f"{1 - number % 2}{bits}"
+        parity = "odd" if number % 2 else "even"
+        lines.append(Line(f"{number} {right}", f"{number} {wrong}", f"{number} is {parity}"))
+        bits = right
+    check = f"Check: {' '.join(map(str, reversed(halves)))}. Correct."
+    return Trace(write_out(lines, rng, mistake), check, bits)

@@ -148,11 +148,13 @@ class ChainSum(ReasoningFamily):
 
 @dataclass(frozen=True, kw_only=True)
 class OneNumber(ReasoningFamily):
-    """A question about one number; its whole range is divided among the splits.
+    """A question about one number; its whole range is divided among the splits, alike in all such families.
 
     Args:
         min_value, max_value: smallest and largest number.
     """
+
+    split_name = "one_number"
 
     min_value: int = 0
     max_value: int = 2047

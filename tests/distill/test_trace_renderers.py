@@ -109,11 +109,10 @@ def test_chain_sum_claims(numbers: list[int], seed: int) -> None:
 def test_base_conversion_claims(value: int, seed: int) -> None:
     trace = base_conversion.render({"decimal_value": value}, Random(seed), False)
     assert trace.answer == format(value, "b")
-    halves = [(int(number), int(bit)) for number, bit in re.findall(r"(\d+) r([01])", trace.solution)]
-    assert halves[0][0] == value and halves[-1][0] < 2
-    assert all(number % 2 == bit for number, bit in halves)
-    assert all(after == before // 2 for (before, _), (after, _) in pairwise(halves))
-    assert "".join(str(bit) for _, bit in reversed(halves)) == trace.answer
+    lines = [line.split(" ") for line in trace.solution.split("\n")]
+    assert int(lines[0][0]) == value and int(lines[-1][0]) < 2 and lines[-1][1] == trace.answer
+    assert all(bits == format(value % 2 ** len(bits), f"0{len(bits)}b") for _, bits in lines)
+    assert all(int(after) == int(before) // 2 for (before, _), (after, _) in pairwise(lines))
     numbers = list(map(int, re.findall(r"\d+", trace.check)))
     assert numbers[-1] == value
     assert all(after in (2 * before, 2 * before + 1) for before, after in pairwise(numbers))

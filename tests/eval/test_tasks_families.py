@@ -102,6 +102,15 @@ def test_problems_are_the_same_in_any_order_of_asking(name: str) -> None:
     assert Problem.model_validate_json(fifth.model_dump_json()) == fifth
 
 
+def test_families_about_one_number_hold_out_the_same_numbers() -> None:
+    asked = {}
+    for name, key in (("base_conversion", "decimal_value"), ("count_bits", "number")):
+        items = get_family(name)._members("test").items
+        rows = problems(name, "test", len(items))
+        asked[name] = {row.verification_info["metadata"][key] for row in rows}
+    assert asked["base_conversion"] - {0} == asked["count_bits"]
+
+
 def test_base_conversion_divides_its_whole_range() -> None:
     family = BaseConversion(max_value=255)
     members: list[int] = []
