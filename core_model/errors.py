@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+
+# Faults of a disk or of the rights on it, which a person can mend; any other OSError is a fault of the program.
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class InputError(Exception):
@@ -19,3 +23,11 @@ class InputError(Exception):
         self.path, self.where, self.expected, self.found = Path(path), where, expected, found
         place = f"{path}: {where}" if where else str(path)
         super().__init__(f"{place}: expected {expected}; found {found}")
+
+
+def disk_fault(error: OSError) -> InputError | None:
+    """A full, read-only or forbidden disk as bad input from outside; None for any other error."""
+    if error.errno not in DISK_FAULTS:
+        return None
+    place = error.filename or "the disk"
+    return InputError(place, expected="a place that can be written to, with room", found=str(error.strerror))

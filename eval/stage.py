@@ -15,7 +15,7 @@ from typing import Any
 from eval.collect import collect
 from eval.generate import Request, Subject, Work, build_requests, generate
 from eval.judging import judge
-from eval.needle_grid import build_cells, read_filler, walk_grid
+from eval.needle_grid import Cell, build_cells, read_filler, walk_grid
 from eval.recipe import Recipe
 from eval.report import print_report, write_report
 from eval.tasks import get_family, problems
@@ -34,15 +34,15 @@ def run_stage(recipe: Recipe, run: Run) -> dict[str, Any]:
     Raises:
         InputError: a model, the filler or a stage's report is missing or damaged, or a prompt is too long for a model.
     """
-    asked = draw_problems(recipe)
-    write_rows(run.path / "samples" / "problems.jsonl", asked)
     # First what needs no work: a missing file should not be found out after an hour.
-    write_json(run.path / "collected.json", collect(recipe).model_dump(mode="json"))
-    filler = read_filler(recipe.needle.filler, recipe.needle.filler_mb) if recipe.needle.filler is not None else []
+    asked, collected = draw_problems(recipe), collect(recipe)
     subjects = {name: Subject(name, entry.path) for name, entry in recipe.models.items()}
+    grids = draw_grids(recipe, subjects)
+    write_rows(run.path / "samples" / "problems.jsonl", asked)
+    write_json(run.path / "collected.json", collected.model_dump(mode="json"))
 
     answer_problems(recipe, run, subjects, asked)
-    walk_grids(recipe, run, subjects, filler)
+    walk_grids(recipe, run, subjects, grids)
     report = write_report(recipe, run.path)
     if recipe.group is None:  # a pipeline prints it itself, after its last stage
         print_report(report)
@@ -95,16 +95,24 @@ def _generate(recipe: Recipe, run: Run, subject: Subject, asked: Sequence[Proble
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-def walk_grids(recipe: Recipe, run: Run, subjects: Mapping[str, Subject], filler: Sequence[str]) -> None:
-    """Have the chosen models walk the needle grid."""
-    walking = [name for name, entry in recipe.models.items() if entry.needle]
+def draw_grids(recipe: Recipe, subjects: Mapping[str, Subject]) -> dict[str, list[Cell]]:
+    """The needle grid's documents of every model that walks it, in its tokens.
+
+    Raises:
+        InputError: no filler, or a length too small for a needle.
+    """
     grid = recipe.needle
-    total = len(walking) * len(grid.lengths) * len(grid.depths) * len(grid.seeds)
-    if not walking:
+    filler = read_filler(grid.filler, grid.filler_mb) if grid.filler is not None else []
+    walking = [name for name, entry in recipe.models.items() if entry.needle]
+    return {name: build_cells(grid, subjects[name].tokenizer, filler) for name in walking}
+
+
+def walk_grids(recipe: Recipe, run: Run, subjects: Mapping[str, Subject], grids: Mapping[str, Sequence[Cell]]) -> None:
+    """Have the chosen models walk the needle grid."""
+    if not grids:
         return
-    with progress_bar(total, "needles", unit="needles") as bar:
-        for name in walking:
-            cells = build_cells(grid, subjects[name].tokenizer, filler)
+    with progress_bar(sum(map(len, grids.values())), "needles", unit="needles") as bar:
+        for name, cells in grids.items():
             walk_grid(subjects[name], recipe, run.path / "samples" / "needle" / f"{name}.jsonl", cells, bar)
             subjects[name].release()
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from core_model.config import V3Config
 from pretrain.data.config import CorpusConfig
 from pretrain.schedule import LearningRate, Phase, Phases
 from recipes.schema import InputPath, StageRecipe, StrictModel
@@ -103,6 +104,13 @@ class Recipe(StageRecipe):
                 f"data.sequences_per_step {self.data.sequences_per_step} is not a multiple of "
                 f"data.micro_batch {self.data.micro_batch}"
             )
+        if self.model is not None:
+            config = V3Config.preset(self.model.preset, **self.model.overrides, rope_scaling=self.rope_scaling)
+            if self.corpus is not None and config.vocab_size != self.corpus.vocabulary_size:
+                raise ValueError(
+                    f"the model's vocab_size {config.vocab_size} is not corpus.vocabulary_size "
+                    f"{self.corpus.vocabulary_size}"
+                )
         balanced = self.balance_alpha > 0 or any(phase.value > 0 for phase in self.bias_speed.phases)
         if not balanced and not self.unbalanced:
             raise ValueError(

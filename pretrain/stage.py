@@ -36,13 +36,7 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> V3ForCausalLM:
     from core_model.model import V3ForCausalLM
 
     if recipe.model is not None:
-        fields = {**recipe.model.overrides, "rope_scaling": recipe.rope_scaling}
-        try:
-            config = V3Config.preset(recipe.model.preset, **fields)
-        except ValueError as error:
-            raise InputError(
-                "recipe", where="model", expected="a consistent configuration", found=str(error)
-            ) from error
+        config = V3Config.preset(recipe.model.preset, **recipe.model.overrides, rope_scaling=recipe.rope_scaling)
         model = V3ForCausalLM(config).initialize(recipe.model.init_std, recipe.seed)
     else:
         assert recipe.init_from is not None

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from core_model.errors import InputError
+from core_model.errors import InputError, disk_fault
 from recipes.exchange import Dtype, Scale
 
 app = typer.Typer(
@@ -46,6 +46,11 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        print(f"trivium: {fault}", file=sys.stderr)
+        sys.exit(2)
 
 
 @app.command()

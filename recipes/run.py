@@ -167,11 +167,10 @@ def run_status(recipe: StageRecipe, inputs: dict[str, Path]) -> str | None:
     Raises:
         InputError: the folder belongs to another recipe or to other inputs, or an input is missing.
     """
-    provenance = read_provenance(recipe.folder)
-    if provenance is None:
+    if read_provenance(recipe.folder) is None:
         return None
-    _existing(recipe.folder, recipe, hash_inputs(inputs))
-    return str(provenance["status"])
+    provenance = _existing(recipe.folder, recipe, hash_inputs(inputs))
+    return None if provenance is None else str(provenance["status"])
 
 
 def comparable(recipe: StageRecipe) -> dict[str, Any]:
@@ -239,6 +238,8 @@ def _existing(path: Path, recipe: StageRecipe, hashes: dict[str, str]) -> dict[s
     remedy = "delete the folder, or give another run_dir"
     difference = _difference(provenance["recipe"], comparable(recipe))
     if difference is not None:
+        if provenance["status"] == RUNNING and not _has_results(path):
+            return None  # it ended before its first result, most likely for what has been mended since
         key, then, now = difference
         raise InputError(
             path, where=key, expected=f"the recipe this run was made with ({key}: {then!r})", found=f"{now!r}; {remedy}"
@@ -254,6 +255,14 @@ def _existing(path: Path, recipe: StageRecipe, hashes: dict[str, str]) -> dict[s
                 found=f"{now}; {remedy}",
             )
     return provenance
+
+
+def _has_results(path: Path) -> bool:
+    """Whether a run folder holds more than the description of its run."""
+    described = {"provenance.json", "recipe.yaml", ".lock", "wandb", "metrics.jsonl"}
+    metrics = path / "metrics.jsonl"
+    logged = metrics.is_file() and metrics.stat().st_size > 0
+    return logged or any(entry.name not in described for entry in path.iterdir())
 
 
 def _difference(then: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
@@ -286,7 +295,7 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(path, expected="a folder for the run", found="a file") from error
-    except PermissionError as error:
+    except OSError as error:
         raise InputError(path, expected="a folder that can be written", found=str(error)) from error
 
 
@@ -300,7 +309,10 @@ def _refuse_orphans(path: Path) -> None:
 
 def _lock(path: Path) -> IO[str]:
     """Hold the folder until this process ends. A record lock: forked data workers do not keep it alive."""
-    file = (path / ".lock").open("w")
+    try:
+        file = (path / ".lock").open("w")
+    except OSError as error:
+        raise InputError(path, expected="a folder that can be written", found=str(error)) from error
     deadline = time.monotonic() + PATIENCE
     while True:
         try:

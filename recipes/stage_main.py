@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from core_model.errors import InputError
+from core_model.errors import InputError, disk_fault
 from recipes.loader import load_recipe
 from recipes.progress import clock
 from recipes.run import Run
@@ -67,6 +67,11 @@ def stage_main(
         return _run(stage, schema, run_stage, options)
     except InputError as error:
         print(f"{stage}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except OSError as error:
+        if (fault := disk_fault(error)) is None:
+            raise
+        print(f"{stage}: {fault}; the same command resumes", file=sys.stderr)
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print(f"{stage}: interrupted; the same command resumes", file=sys.stderr)

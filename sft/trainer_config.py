@@ -69,7 +69,11 @@ def find_problem(trainer: dict[str, Any]) -> str | None:
     """What is wrong with a recipe's `trainer` keys, None when nothing is. No trainer or device is set up."""
     from trl.trainer.sft_config import SFTConfig
 
-    return find_key_problem(trainer, SFTConfig, REFUSED, ALLOWED)
+    problem = find_key_problem(trainer, SFTConfig, REFUSED, ALLOWED)
+    steps = trainer.get("max_steps", -1)
+    if problem is None and steps < 1 and steps != -1:
+        return f"max_steps: at least 1, or -1 to go by num_train_epochs, not {steps}"
+    return problem
 
 
 def find_key_problem(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from recipes.schema import StrictModel
 
@@ -54,3 +54,13 @@ class CorpusConfig(StrictModel):
         default=LONG_PACKAGES, description="packages whose modules, with the standard library's, make long documents"
     )
     long: tuple[LongText, ...] = Field(default=(), description="one entry per stage of context extension")
+
+    @field_validator("task_families")
+    @classmethod
+    def _are_known(cls, families: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        from eval.tasks import family_names
+
+        for name in families or ():
+            if name not in family_names():
+                raise ValueError(f"{name!r} is no task family (they are: {', '.join(family_names())})")
+        return families

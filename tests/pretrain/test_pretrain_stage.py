@@ -160,6 +160,13 @@ def test_killed_at_a_checkpoint_it_ends_bit_for_bit_the_same(base: Path, tmp_pat
         ({"balance_alpha": 0.0, "bias_speed": {"phases": [{"from_step": 0, "value": 0.0}]}}, "unbalanced"),
         ({"data": {"sequence_length": 32, "sequences_per_step": 3, "micro_batch": 2}}, "not a multiple"),
         ({"stepz": 3}, "steps"),
+        ({"model": {**TINY["model"], "preset": "nanoo"}}, "no preset 'nanoo'; there are nano"),
+        ({"model": {**TINY["model"], "overrides": {"hidden_siz": 3}}}, "no field hidden_siz"),
+        (
+            {"model": {**TINY["model"], "overrides": {"vocab_size": 512}}},
+            "vocab_size 512 is not corpus.vocab",
+        ),
+        ({"corpus": {**TINY["corpus"], "task_families": ["foo"]}}, "'foo' is no task family"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
@@ -167,9 +174,10 @@ def test_recipes_that_make_no_sense_are_refused(tmp_path: Path, changes: dict, m
         load_recipe(write_recipe(tmp_path, changes))
 
 
-def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(tmp_path: Path) -> None:
+def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(base: Path, tmp_path: Path) -> None:
     model = {**TINY["model"], "overrides": {**TINY["model"]["overrides"], "vocab_size": 512}}  # type: ignore[dict-item]
-    recipe = load_recipe(write_recipe(tmp_path, {"model": model}), [f"run_dir={tmp_path / 'run'}"])
+    changes = {"model": model, "corpus": None, "corpus_from": str(base / "corpus")}
+    recipe = load_recipe(write_recipe(tmp_path, changes), [f"run_dir={tmp_path / 'run'}"])
     with pytest.raises(InputError, match="vocabulary"):
         train(recipe)
 

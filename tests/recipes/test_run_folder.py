@@ -64,7 +64,9 @@ def test_another_recipe_or_input_is_refused(tmp_run):
     corpus = tmp_run.parent / "corpus"
     corpus.mkdir(parents=True)
     (corpus / "a.txt").write_text("a")
-    open_run(tmp_run, corpus=corpus).close()
+    run = open_run(tmp_run, corpus=corpus)
+    run.log(1, {"loss": 2.0})
+    run.close()
     with pytest.raises(InputError, match=r"steps: expected the recipe this run was made with \(steps: 1\); found 2"):
         open_run(tmp_run, corpus=corpus, steps=2)
     (corpus / "b.txt").write_text("")
@@ -72,6 +74,21 @@ def test_another_recipe_or_input_is_refused(tmp_run):
         open_run(tmp_run, corpus=corpus)
     with pytest.raises(InputError, match="input corpus: expected an artefact of an earlier stage; found no such file"):
         open_run(tmp_run, corpus=corpus / "gone")
+
+
+def test_a_recipe_may_be_mended_before_the_first_result(tmp_run):
+    open_run(tmp_run, steps=1).close()
+    run = open_run(tmp_run, steps=2)
+    assert run.provenance["recipe"]["steps"] == 2 and "steps: 2" in (tmp_run / "recipe.yaml").read_text()
+    (tmp_run / "samples").mkdir()
+    run.close()
+    with pytest.raises(InputError, match=r"steps: expected .*steps: 2"):
+        open_run(tmp_run, steps=1)
+
+
+def test_a_folder_that_cannot_be_made_is_named():
+    with pytest.raises(InputError, match="/proc/no-such-run: expected a folder that can be written"):
+        open_run(Path("/proc/no-such-run"))
 
 
 def test_placement_is_no_part_of_the_recipe(tmp_run, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -92,6 +93,22 @@ def test_a_failure_inside_the_stage_is_not_dressed_up_and_frees_the_folder(walk_
     with pytest.raises(RuntimeError, match="a bug"):
         stage_main("walk", fail, arguments=[RECIPE])
     assert walk(RECIPE) == 0
+
+
+def test_a_full_disk_is_one_message(walk_recipe, capsys):
+    def fill(recipe, run):
+        raise OSError(errno.ENOSPC, "No space left on device", "runs/walk/metrics.jsonl")
+
+    assert stage_main("walk", fill, arguments=[RECIPE]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("walk: runs/walk/metrics.jsonl: expected") and "No space left" in error
+    assert walk(RECIPE) == 0
+
+    def stumble(recipe, run):
+        raise FileNotFoundError(errno.ENOENT, "no such file", "x")
+
+    with pytest.raises(FileNotFoundError):  # a bug, not the disk's fault
+        stage_main("walk", stumble, arguments=[RECIPE, "run_dir=runs/second"])
 
 
 def test_interrupted(walk_recipe, capsys):

@@ -19,6 +19,8 @@ from sft.trainer_config import build_config
         ("trainer.learning_rate=fast", "learning_rate: a valid number, not 'fast'"),
         ("trainer.max_steps=2.5", "max_steps: a valid integer"),
         ("trainer.max_steps=true", "max_steps: a valid integer"),
+        ("trainer.max_steps=0", "max_steps: at least 1"),
+        ("trainer.max_steps=-5", "max_steps: at least 1"),
         ("trainer.lr_scheduler_type=cosin", "lr_scheduler_type: one of 'linear', 'cosine'"),
         ("trainer.lr_scheduler_kwargs={min_lr_rat: 0.2}", "min_lr_rate, num_cycles, not 'min_lr_rat'"),
         ("trainer.eval_strategy=epoch", "eval_strategy: one of 'steps', 'no', not 'epoch'"),
