@@ -23,7 +23,7 @@ def run_child(command: list[str]) -> int:
     # Unbuffered, so that its lines and ours come out in order when both go to a file.
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     child = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, env=environment, process_group=0, preexec_fn=_die_with_parent(os.getpid())
+        command, stdin=subprocess.DEVNULL, env=environment, process_group=0, preexec_fn=_begin_child(os.getpid())
     )
 
     def forward(number: int, _: FrameType | None) -> None:
@@ -44,15 +44,19 @@ def run_child(command: list[str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
-    """What the child does before it becomes the command: ask the kernel to be killed when its parent dies."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
+def _begin_child(parent: int) -> Callable[[], None]:
+    """What the child does before it becomes the command.
 
-    def ask() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
+    It listens to Ctrl-C, which a shell's background jobs are started deaf to: what we forward is meant. And it asks
+    the kernel (on Linux) to be killed when its parent dies.
+    """
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
-    return ask
+    def begin() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if libc is not None:
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # it died before we asked
+                os._exit(1)
+
+    return begin
