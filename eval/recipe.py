@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from eval.tasks import FAMILIES
+from eval.tasks import refuse_unknown_families
 from recipes.schema import InputPath, StageRecipe, StrictModel
 
 Mode = Literal["base", "chat", "reasoning"]
@@ -45,9 +45,8 @@ class ProblemsRecipe(StrictModel):
     @field_validator("families")
     @classmethod
     def _are_known(cls, families: dict[str, int]) -> dict[str, int]:
+        refuse_unknown_families(families)
         for name, count in families.items():
-            if name not in FAMILIES:
-                raise ValueError(f"no task family {name!r}; there are {', '.join(FAMILIES)}")
             if count < 1:
                 raise ValueError(f"{name}: a count of problems is 1 or more, not {count}")
         return families

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from core_model.config import V3Config
 from pretrain.data.config import CorpusConfig
 from pretrain.schedule import LearningRate, Phase, Phases
-from recipes.schema import InputPath, StageRecipe, StrictModel
+from recipes.schema import InputPath, RecomputePolicy, StageRecipe, StrictModel
 
 
 class Model(StrictModel):
@@ -85,10 +85,7 @@ class Recipe(StageRecipe):
     compute_dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="dtype of activations and products; master weights are fp32"
     )
-    recompute: Literal["none", "v3", "layer"] = Field(
-        default="none",
-        description="made again in backward: nothing, norms and MLA up-projections (V3, section 3.2.3), whole layers",
-    )
+    recompute: RecomputePolicy = "none"
     evaluation: Evaluation = Field(default=Evaluation(), description="validation")
     log_every: int = Field(default=10, ge=1, description="steps between metrics")
     checkpoint_every: int = Field(default=100, ge=1, description="steps between checkpoints")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -27,6 +27,12 @@ class InputArtefact:
 
 
 InputPath = Annotated[Path, InputArtefact()]
+
+# core_model.recompute's policies, spelt out here since importing it would import torch.
+RecomputePolicy = Annotated[
+    Literal["none", "v3", "layer"],
+    Field(description="made again in backward: nothing, norms and MLA up-projections (V3, 3.2.3), whole layers"),
+]
 
 # What decides where a run is kept and how it is shown, but not a number of it: left out when two recipes are compared.
 PLACEMENT_KEYS = frozenset({"run_dir", "group"})

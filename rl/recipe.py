@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from eval.tasks import family_names
-from recipes.schema import InputPath, StageRecipe, StrictModel
+from eval.tasks import refuse_unknown_families
+from recipes.schema import StrictModel
 from rl.length import AnyLengthReward, NoLength
 from rl.rewards import RewardRecipe
+from sft.recipe import TrainerRecipe
 
 
 class ProblemsRecipe(StrictModel):
@@ -27,9 +28,8 @@ class ProblemsRecipe(StrictModel):
     @field_validator("families")
     @classmethod
     def _are_known(cls, families: dict[str, float]) -> dict[str, float]:
+        refuse_unknown_families(families)
         for name, weight in families.items():
-            if name not in family_names():
-                raise ValueError(f"no family {name!r}; there are {', '.join(family_names())}")
             if weight <= 0:
                 raise ValueError(f"{name}: a share is above 0, not {weight}")
         return families
@@ -48,10 +48,9 @@ class PreflightRecipe(StrictModel):
     )
 
 
-class Recipe(StageRecipe):
+class Recipe(TrainerRecipe):
     """Which model to reinforce, on which problems, for which rewards."""
 
-    init_from: InputPath = Field(description="the model's folder to start from; its tokenizer is used")
     problems: ProblemsRecipe = Field(description="what is asked")
     rollout: RolloutRecipe = Field(default=RolloutRecipe(), description="how answers are sampled")
     rewards: RewardRecipe = Field(default=RewardRecipe(), description="what a sample earns for itself")
@@ -62,26 +61,15 @@ class Recipe(StageRecipe):
         ge=0,
         description="weight of the MTP loss on the rollouts' tokens; it moves the MTP modules alone, never the policy",
     )
-    bias_speed: float = Field(
-        default=0.0, ge=0, description="step of the routing bias per optimiser step (V3 ends pre-training with 0)"
-    )
     compute_dtype: Literal["bfloat16", "float32"] = Field(
         default="float32", description="dtype of the activations and products; the weights stay fp32"
-    )
-    recompute: Literal["none", "v3", "layer"] = Field(
-        default="none",
-        description="made again in backward: nothing, norms and MLA up-projections (V3, section 3.2.3), whole layers",
     )
     trainer: dict[str, Any] = Field(
         description="keys of TRL's GRPOConfig, passed on word for word: steps, batch, group size, loss, intervals"
     )
 
-    @field_validator("trainer")
-    @classmethod
-    def _fits_the_trainer(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+    @staticmethod
+    def trainer_problem(trainer: dict[str, Any]) -> str | None:
         from rl.trainer_config import find_problem
 
-        problem = find_problem(trainer)
-        if problem is not None:
-            raise ValueError(problem)
-        return trainer
+        return find_problem(trainer)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core_model.errors import InputError
-from sft.trainer_config import find_key_problem
+from sft.trainer_config import find_key_problem, trainer_values
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
@@ -91,28 +91,13 @@ def build_config(trainer: dict[str, Any], *, seed: int, folder: Path) -> GRPOCon
     Raises:
         InputError: the values do not fit together.
     """
-    import torch
     from trl import GRPOConfig
 
-    accelerated = torch.accelerator.is_available()
-    values: dict[str, Any] = {
-        "logging_steps": 1,
-        "save_total_limit": 2,
-        "use_cpu": not accelerated,
-        "dataloader_pin_memory": accelerated,
-        "use_bias_correction_kl": False,  # the KL of the R1 and GRPO papers
-        **trainer,
-        "output_dir": str(folder),
-        "seed": seed,
-        "data_seed": seed,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,  # activations are cast by the model itself; autocast would cast its weights at every product
+    own = {"use_bias_correction_kl": False}  # the KL of the R1 and GRPO papers
+    values = trainer_values(own | trainer, seed, folder) | {
         "activation_checkpointing": False,
-        "remove_unused_columns": False,
         "shuffle_dataset": False,
         "router_aux_loss_coef": 0.0,
-        "logging_nan_inf_filter": False,  # it hides a loss that is not finite; ours stops there
     }
     where = folder / "recipe.yaml"
     try:

@@ -1,18 +1,42 @@
-"""The sft stage's recipe."""
+"""The sft stage's recipe, and what it shares with other stages that run one of TRL's trainers."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from recipes.schema import InputPath, StageRecipe
+from recipes.schema import InputPath, RecomputePolicy, StageRecipe
 
 
-class Recipe(StageRecipe):
-    """Which model to tune, on which rows, and how."""
+class TrainerRecipe(StageRecipe, ABC):
+    """A model that one of TRL's trainers goes on with; `trainer` holds that trainer's own keys."""
 
     init_from: InputPath = Field(description="the model's folder to start from; its tokenizer is used")
+    bias_speed: float = Field(
+        default=0.0, ge=0, description="step of the routing bias per optimiser step (V3 ends pre-training with 0)"
+    )
+    recompute: RecomputePolicy = "none"
+    trainer: dict[str, Any]
+
+    @staticmethod
+    @abstractmethod
+    def trainer_problem(trainer: dict[str, Any]) -> str | None:
+        """What is wrong with the trainer's keys, None when nothing is."""
+
+    @field_validator("trainer")
+    @classmethod
+    def _fits_the_trainer(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+        problem = cls.trainer_problem(trainer)
+        if problem is not None:
+            raise ValueError(problem)
+        return trainer
+
+
+class Recipe(TrainerRecipe):
+    """Which model to tune, on which rows, and how."""
+
     data: InputPath = Field(description="a JSONL file of SFTRow; all of its rows are used")
     more_data: list[InputPath] = Field(default=[], description="further such files, whose rows are mixed in")
     sequence_length: int = Field(
@@ -27,27 +51,16 @@ class Recipe(StageRecipe):
     balance_alpha: float = Field(
         default=0.0001, ge=0, description="weight of the sequence-wise balance loss (V3's alpha: 0.0001, section 4.2)"
     )
-    bias_speed: float = Field(
-        default=0.0, ge=0, description="step of the routing bias per optimiser step (V3 ends pre-training with 0)"
-    )
     compute_dtype: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="dtype of the activations and products; the weights stay fp32"
-    )
-    recompute: Literal["none", "v3", "layer"] = Field(
-        default="none",
-        description="made again in backward: nothing, norms and MLA up-projections (V3, section 3.2.3), whole layers",
     )
     trainer: dict[str, Any] = Field(
         default={},
         description="keys of TRL's SFTConfig, passed on word for word: steps, batch, learning rate, intervals",
     )
 
-    @field_validator("trainer")
-    @classmethod
-    def _fits_the_trainer(cls, trainer: dict[str, Any]) -> dict[str, Any]:
+    @staticmethod
+    def trainer_problem(trainer: dict[str, Any]) -> str | None:
         from sft.trainer_config import find_problem
 
-        problem = find_problem(trainer)
-        if problem is not None:
-            raise ValueError(problem)
-        return trainer
+        return find_problem(trainer)

@@ -104,6 +104,26 @@ def find_key_problem(
     return _wrong_scheduler_key(trainer)
 
 
+def trainer_values(trainer: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
+    """A recipe's keys between what they replace and what replaces them, the same for all of TRL's trainers."""
+    accelerated = training_device().type != "cpu"
+    return {
+        "logging_steps": 1,
+        "save_total_limit": 2,
+        "use_cpu": not accelerated,
+        "dataloader_pin_memory": accelerated,
+        **trainer,
+        "output_dir": str(folder),
+        "seed": seed,
+        "data_seed": seed,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,  # activations are cast by the model itself; autocast would cast its weights at every product
+        "remove_unused_columns": False,
+        "logging_nan_inf_filter": False,  # it hides a loss that is not finite; ours stops there
+    }
+
+
 def build_config(trainer: dict[str, Any], *, seed: int, folder: Path, has_validation: bool) -> SFTConfig:
     """The trainer's configuration.
 
@@ -118,25 +138,13 @@ def build_config(trainer: dict[str, Any], *, seed: int, folder: Path, has_valida
     """
     from trl import SFTConfig
 
-    accelerated = training_device().type != "cpu"
-    values: dict[str, Any] = {
+    own = {
         "eval_strategy": "steps" if has_validation else "no",
         "per_device_eval_batch_size": trainer.get("per_device_train_batch_size", 8),
-        "logging_steps": 1,
-        "save_total_limit": 2,
-        "use_cpu": not accelerated,
-        "dataloader_pin_memory": accelerated,
-        **trainer,
-        "output_dir": str(folder),
-        "seed": seed,
-        "data_seed": seed,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "bf16": False,  # activations are cast by the model itself; autocast would cast its weights at every product
+    }
+    values = trainer_values(own | trainer, seed, folder) | {
         "gradient_checkpointing": False,
-        "remove_unused_columns": False,
         "dataset_kwargs": {"skip_prepare_dataset": True},
-        "logging_nan_inf_filter": False,  # it hides a loss that is not finite; ours stops there
     }
     where = folder / "recipe.yaml"
     if values["eval_strategy"] != "no" and not has_validation:

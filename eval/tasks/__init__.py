@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from core_model.errors import InputError
@@ -28,6 +28,17 @@ REASONING_FAMILIES = ("chain_sum", "count_bits", "base_conversion", "number_sort
 def family_names() -> list[str]:
     """The names of all families."""
     return list(FAMILIES)
+
+
+def refuse_unknown_families(names: Iterable[str]) -> None:
+    """For recipes, which name families long before any problem is drawn.
+
+    Raises:
+        ValueError: a name that is none.
+    """
+    for name in names:
+        if name not in FAMILIES:
+            raise ValueError(f"no task family {name!r}; there are {', '.join(FAMILIES)}")
 
 
 def get_family(name: str, **knobs: Any) -> Family:

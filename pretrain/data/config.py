@@ -58,9 +58,7 @@ class CorpusConfig(StrictModel):
     @field_validator("task_families")
     @classmethod
     def _are_known(cls, families: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        from eval.tasks import family_names
+        from eval.tasks import refuse_unknown_families
 
-        for name in families or ():
-            if name not in family_names():
-                raise ValueError(f"{name!r} is no task family (they are: {', '.join(family_names())})")
+        refuse_unknown_families(families or ())
         return families

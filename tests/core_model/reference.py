@@ -69,6 +69,11 @@ def random_tokens(*shape: int, vocabulary: int = TINY["vocab_size"], seed: int =
     return torch.randint(0, vocabulary, shape, generator=torch.Generator().manual_seed(seed))
 
 
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Bit by bit, NaN and types that do not compare included."""
+    return a.dtype == b.dtype and torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
+
+
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
     """Largest difference over the largest magnitude."""
     return float((ours - theirs).abs().max() / theirs.abs().max())

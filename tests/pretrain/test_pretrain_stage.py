@@ -166,7 +166,7 @@ def test_killed_at_a_checkpoint_it_ends_bit_for_bit_the_same(base: Path, tmp_pat
             {"model": {**TINY["model"], "overrides": {"vocab_size": 512}}},
             "vocab_size 512 is not corpus.vocab",
         ),
-        ({"corpus": {**TINY["corpus"], "task_families": ["foo"]}}, "'foo' is no task family"),
+        ({"corpus": {**TINY["corpus"], "task_families": ["foo"]}}, "no task family 'foo'; there are chain_sum"),
     ],
 )
 def test_recipes_that_make_no_sense_are_refused(tmp_path: Path, changes: dict, message: str) -> None:

@@ -105,6 +105,19 @@ def test_signals_reach_the_stage(stages, number):
     assert ("walk: interrupted" in output) == (number == signal.SIGINT)
 
 
+def test_a_background_job_hears_ctrl_c(stages):
+    """A shell starts its background jobs with SIGINT ignored, which children inherit."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = stages.start("run", PIPELINE, FAKE_HANG="first:7")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for(stages.root / "runs/both/first/hanging")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGINT and "walk: interrupted" in output
+
+
 def test_ctrl_z_stops_the_stage_too_and_both_go_on(stages):
     process = stages.start("run", PIPELINE, FAKE_HANG="first:7")
     child = int(wait_for(stages.root / "runs/both/first/hanging"))

@@ -164,7 +164,7 @@ def test_shipped_recipes_differ_in_length_alone(repository):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("problems.families={chain_sums: 1}", "no family 'chain_sums'"),
+        ("problems.families={chain_sums: 1}", "no task family 'chain_sums'"),
         ("problems.families.gcd=0", "above 0"),
         ("length.kind=shortest", "kimi"),
         ("trainer.learning_rat=1", "did you mean 'learning_rate'"),

@@ -23,6 +23,7 @@ from typing import Any
 
 from core_model.manifest import sha256_file
 from recipes.pipeline import PipelinePlan, plan_pipeline
+from recipes.provenance import git_state
 from recipes.run import COMPLETE, read_provenance
 
 TRIVIUM = Path(sys.executable).with_name("trivium")
@@ -121,6 +122,7 @@ def main() -> int:
             "",
             f"`python tests/soak/kill_stages.py {options.pipeline} --seed {options.seed}`: the pipeline is killed once",
             "in each stage and started again with the same command; compared with an undisturbed run.",
+            f"Commit {git_state()['commit']}, {os.cpu_count()} cores.",
             "",
             "| stage | killed after, s | undisturbed, s |",
             "| --- | --- | --- |",
