@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -85,13 +84,15 @@ def judge_answers(asked: Sequence[Problem], answers: Sequence[str]) -> list[Judg
 
 
 def best_constant(asked: Sequence[Problem]) -> tuple[str, float]:
-    """The answer right most often over all problems, and how often: the accuracy of knowing nothing.
+    """The reference answer right most often over all problems, and how often: the accuracy of knowing nothing.
 
     Raises:
-        ValueError: no problems.
+        ValueError: no problems, or problems of several families.
     """
-    if not asked:
-        raise ValueError("the best constant answer of no problems")
-    answers = Counter(get_family(problem.source).reference_answer(problem) for problem in asked)
-    answer, times = answers.most_common(1)[0]
-    return answer, times / len(asked)
+    if len({problem.source for problem in asked}) != 1:
+        raise ValueError("the best constant answer is asked of the problems of one family")
+    family = get_family(asked[0].source)
+    answers = dict.fromkeys(family.reference_answer(problem) for problem in asked)
+    times = {answer: family.right_for(answer, asked) for answer in answers}
+    answer = max(times, key=times.__getitem__)
+    return answer, times[answer] / len(asked)

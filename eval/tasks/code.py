@@ -1,7 +1,10 @@
 """Code problems: short stdin/stdout programs composed of filter, map, order and reduce steps.
 
-Compositions are held out, not numbers: a composition (step names without k) lies in one split only. Each split has its
-dates, so that a window after the training cut-off holds unseen problems only, as LiveCodeBench's windows do.
+Compositions are held out, not numbers: all programs of the same steps, in whatever order and with whatever k, lie in
+one split, since "keep multiples of 3, negate" and "negate, keep multiples of 3" are one function; so do those that
+differ in keeping even or odd ones ("add 3, keep the even ones" is "keep the odd ones, add 3"). What is left are
+coincidences of numbers. Each split has its dates, so that a window after the training cut-off holds unseen problems
+only, as LiveCodeBench's windows do.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any
 from eval.judge.allowlist import Limits, Program, judge_many
 from eval.tasks.family import Family, Item, Judgement, Split, ask
 from eval.tasks.program_steps import (
+    Step,
     composition,
     draw_steps,
     problem_text,
@@ -23,7 +27,7 @@ from eval.tasks.program_steps import (
     steps_from_json,
     steps_to_json,
 )
-from eval.tasks.program_tests import PUBLIC_TESTS, draw_tests
+from eval.tasks.program_tests import PUBLIC_TESTS, draw_tests, prints
 from recipes.rows import Problem, Verdict, sha256_of
 
 UNSEEN_WINDOW = ("2024-08-01", "2024-12-31")  # the test split and nothing else is dated here
@@ -72,7 +76,13 @@ class Code(Family):
         return None if tests is None else {**item, "tests": tests}
 
     def canonical(self, item: Item) -> Any:
-        return composition(steps_from_json(item["steps"]))
+        return sorted("parity" if name in ("even", "odd") else name for name, _ in item["steps"])
+
+    def right_for(self, answer: str, problems: Sequence[Problem]) -> int:
+        """By what the reference program of `answer` prints, not by its text; nothing has to be run for it."""
+        own = next(problem for problem in problems if self.reference_answer(problem) == answer)
+        steps = _steps(own)
+        return sum(all(prints(steps, given, output) for given, output in _tests(problem)) for problem in problems)
 
     def problem_id(self, item: Item) -> str:
         return super().problem_id({"steps": item["steps"]})
@@ -106,7 +116,7 @@ class Code(Family):
         )
 
     def reference_answer(self, problem: Problem) -> str:
-        return program_text(steps_from_json(problem.verification_info["metadata"]["steps"]))
+        return program_text(_steps(problem))
 
     def judge_many(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[Judgement]:
         sources = [extract_program(answer) for answer in answers]
@@ -117,6 +127,10 @@ class Code(Family):
         for index, result in zip(answered, results, strict=True):
             judgements[index] = Judgement(result.verdict, result.detail, result.seconds, result.isolation)
         return judgements
+
+
+def _steps(problem: Problem) -> list[Step]:
+    return steps_from_json(problem.verification_info["metadata"]["steps"])
 
 
 def _tests(problem: Problem) -> tuple[tuple[str, str], ...]:

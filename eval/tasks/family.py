@@ -67,7 +67,7 @@ class Family(ABC):
 
     @abstractmethod
     def canonical(self, item: Item) -> Any:
-        """The content that two splits must not share; equal for items with the same solution."""
+        """The content that two splits must not share: equal where one item's solution would give the other's away."""
 
     @abstractmethod
     def build(self, item: Item, split: Split) -> Problem:
@@ -80,6 +80,10 @@ class Family(ABC):
     @abstractmethod
     def reference_answer(self, problem: Problem) -> str:
         """The short answer: what a model should print when it does not reason."""
+
+    def right_for(self, answer: str, problems: Sequence[Problem]) -> int:
+        """For how many of these problems an answer, the reference answer of one of them, is right."""
+        return sum(self.reference_answer(problem) == answer for problem in problems)
 
     def space(self) -> Sequence[Item] | None:
         """Every item there is, where that is a small number; None where items are drawn from a large space."""

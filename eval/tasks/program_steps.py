@@ -157,14 +157,15 @@ REDUCES = (
 STEP_KINDS: dict[str, StepKind] = {step.name: step for step in (*FILTERS, *MAPS, *ORDERS, *REDUCES)}
 
 ORDERS_FOR: dict[str, tuple[str, ...]] = {
-    # An order step stands only where it can change what is printed.
+    # An order step stands only where it can change what is printed, and where no other reduce step says the same
+    # ("sort ascending, print the first" is "print the smallest").
     "sum": ("distinct",),
     "count": ("distinct",),
     "max": (),
     "min": (),
     "list": ("sort", "reverse", "sort_descending", "distinct"),
-    "first": ("sort", "reverse", "sort_descending"),
-    "last": ("sort", "reverse", "sort_descending", "distinct"),
+    "first": (),
+    "last": ("distinct",),
 }
 
 

@@ -146,9 +146,16 @@ class ChainSum(ReasoningFamily):
         return str(first) + "".join(f"{number:+d}" for number in rest)
 
 
+STEM_BITS = 9
+
+
 @dataclass(frozen=True, kw_only=True)
 class OneNumber(ReasoningFamily):
     """A question about one number; its whole range is divided among the splits, alike in all such families.
+
+    Solutions halve a number until nothing is left, so those of 2n and 2n + 1 contain that of n. Numbers are therefore
+    divided by their first 9 bits, and smaller ones are trained on: no training solution passes through a held-out
+    number, and what is held out is held out with every number that leads to it.
 
     Args:
         min_value, max_value: smallest and largest number.
@@ -166,7 +173,10 @@ class OneNumber(ReasoningFamily):
         return {"value": rng.randint(self.min_value, self.max_value)}
 
     def canonical(self, item: Item) -> Any:
-        return item["value"]
+        return item["value"] >> max(0, item["value"].bit_length() - STEM_BITS)
+
+    def split_of(self, item: Item) -> Split:
+        return "train" if item["value"].bit_length() < STEM_BITS else super().split_of(item)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,7 +47,7 @@ def test_gold_is_correct_and_corrupted_is_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_splits_are_disjoint_over_thousands(name: str) -> None:
-    count = 100  # less than the smallest held-out split (base_conversion's validation) gives
+    count = 100  # less than the smallest held-out split (validation of the families about one number) gives
     splits = {"train": 3000, "validation": count, "test": count}
     family = get_family(name)
     drawn = {split: problems(family, split, n) for split, n in splits.items()}  # type: ignore[arg-type]
@@ -88,8 +88,16 @@ def test_best_constant_is_counted_over_problems() -> None:
     counts = Counter(problem.verification_info["answer"] for problem in asked)
     assert counts[answer] == max(counts.values())
     assert accuracy == counts[answer] / 300
-    with pytest.raises(ValueError, match="no problems"):
-        best_constant([])
+    for unfit in ([], asked[:1] + problems("count_bits", "train", 1)):
+        with pytest.raises(ValueError, match="one family"):
+            best_constant(unfit)
+
+
+def test_best_constant_program_is_the_one_that_passes_most() -> None:
+    asked = problems("code", "test", 60)
+    program, accuracy = best_constant(asked)
+    passed = [one.verdict is Verdict.CORRECT for one in judge_answers(asked, [program] * len(asked))]
+    assert 0 < sum(passed) == accuracy * len(asked)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -109,6 +117,16 @@ def test_families_about_one_number_hold_out_the_same_numbers() -> None:
         rows = problems(name, "test", len(items))
         asked[name] = {row.verification_info["metadata"][key] for row in rows}
     assert asked["base_conversion"] - {0} == asked["count_bits"]
+
+
+def test_no_training_number_is_halved_into_a_held_out_one() -> None:
+    family = get_family("count_bits")
+    train, validation, test = (
+        {item["value"] for item in family._members(split).items}  # type: ignore[arg-type]
+        for split in ("train", "validation", "test")
+    )
+    assert {value >> shift for value in train for shift in range(value.bit_length())} == train
+    assert len(test) >= 250 and not test & {value >> shift for value in validation for shift in range(11)}
 
 
 def test_base_conversion_divides_its_whole_range() -> None:
