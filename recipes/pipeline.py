@@ -9,7 +9,7 @@
         recipe: sft.yaml
         inputs: {model: pretrain/model}      # the recipe's key `model` <- runs/nano/pretrain/model
         overrides: ["trainer.max_steps=50"]
-    table: eval/report.json        # printed at the end
+    tables: [eval/report.json]     # printed at the end
 
 Stopped anywhere, the same command goes on where it stopped: complete stages are skipped, the interrupted one resumes.
 """
@@ -59,7 +59,7 @@ class Pipeline(StrictModel):
     )
     run_dir: Path | None = Field(default=None, description="the folder of the stages' runs; null: runs/<name>")
     stages: tuple[StageEntry, ...] = Field(min_length=1, description="in the order in which they run")
-    table: str | None = Field(default=None, description="<stage id>/<file> that is printed as a table at the end")
+    tables: tuple[str, ...] = Field(default=(), description="<stage id>/<file>, printed as tables at the end")
 
     @property
     def folder(self) -> Path:
@@ -125,7 +125,7 @@ def plan_pipeline(path: str | Path, overrides: Iterable[str] = ()) -> PipelinePl
 
 
 def run_pipeline(path: str | Path, overrides: Iterable[str] = ()) -> int:
-    """Run a pipeline's stages in order, from where it stopped; then print its table.
+    """Run a pipeline's stages in order, from where it stopped; then print its tables.
 
     Returns:
         0, or the exit status of the stage that failed (128 + n when signal n killed it).
@@ -150,8 +150,8 @@ def run_pipeline(path: str | Path, overrides: Iterable[str] = ()) -> int:
                 error=True,
             )
             return status
-    if plan.pipeline.table is not None:
-        _print_table(folder / plan.pipeline.table, plan.path)
+    for table in plan.pipeline.tables:
+        _print_table(folder / table, plan.path)
     return 0
 
 
@@ -182,8 +182,8 @@ def _check_references(pipeline: Pipeline, source: RecipeSource) -> None:
             if need not in earlier:
                 raise _fault(source, ("stages", index, "needs", position), _one_of(earlier), repr(need))
         earlier.append(entry.id)
-    if pipeline.table is not None:
-        _check_reference(source, ("table",), pipeline.table, earlier)
+    for index, table in enumerate(pipeline.tables):
+        _check_reference(source, ("tables", index), table, earlier)
 
 
 def _check_reference(source: RecipeSource, loc: tuple[str | int, ...], reference: str, earlier: list[str]) -> None:
@@ -238,7 +238,7 @@ def _run_stage(stage: PlannedStage, title: str) -> int:
 def _print_table(report: Path, path: Path) -> None:
     if not report.is_file():
         raise InputError(
-            report, where=f"table of {path}", expected="a report written by its stage", found="no such file"
+            report, where=f"tables of {path}", expected="a report written by its stage", found="no such file"
         )
     # By name: the package that knows reports stands above this one.
     importlib.import_module("eval.report").print_table(report)

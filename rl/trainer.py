@@ -6,7 +6,8 @@ TRL keeps the loss, its clipping and its variants. What is replaced, and why:
 - rewards in two tiers: per sample before the gather, per group [prompts, G] after it;
 - a sample whose verdict does not count leaves its group's mean and deviation, and the loss, denominators included
   (TRL drops it from the statistics only);
-- log-probabilities over packed real tokens, no padding; on-policy steps compute them once;
+- log-probabilities over packed real tokens, no padding; on-policy steps compute them once, and the samples of flat
+  groups, whose advantages are 0, go without a backward pass;
 - the reference model, where beta > 0, is one of ours (TRL would load transformers' class from the folder).
 """
 
@@ -103,6 +104,7 @@ class V3GRPOTrainer(RunCheckpoints, GRPOTrainer):
             self.ref_model = policy.reference.eval().requires_grad_(False)
         self._score_seconds = self._step_started = 0.0
         self._logprobs = torch.empty(0)
+        self._teaches = torch.empty(0, dtype=torch.bool)  # [B]: the samples that have a gradient
         self._draft_loss: Tensor | None = None
 
     def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -190,18 +192,31 @@ class V3GRPOTrainer(RunCheckpoints, GRPOTrainer):
     ) -> tuple[Tensor, Tensor, None]:
         """Log-probabilities and entropies of the completions, [B, logits_to_keep]."""
         policy = self.accelerator.unwrap_model(model)
-        size = len(input_ids) if batch_size is None or torch.is_grad_enabled() else batch_size
-        logprobs, entropies = [], []
-        for ids, mask in zip(input_ids.split(size), attention_mask.split(size), strict=True):
-            chosen, entropy, packed, backbone = completion_logprobs(policy, ids, mask, logits_to_keep, self.temperature)
-            logprobs.append(chosen)
-            entropies.append(entropy)
-            if self.policy.mtp_weight and torch.is_grad_enabled():
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        if torch.is_grad_enabled():
+            parts = [(rows[self._teaches], True), (rows[~self._teaches], False)]
+        else:
+            parts = [(part, False) for part in rows.split(batch_size or len(rows))]
+        self._logprobs = torch.zeros(len(rows), logits_to_keep, device=rows.device)
+        entropies = torch.zeros_like(self._logprobs)
+        for part, learns in parts:
+            if len(part) == 0:
+                continue
+            with torch.set_grad_enabled(learns):
+                chosen, entropy, packed, backbone = completion_logprobs(
+                    policy, input_ids[part], attention_mask[part], logits_to_keep, self.temperature
+                )
+            self._logprobs = self._logprobs.index_copy(0, part, chosen)
+            entropies[part] = entropy
+            if self.policy.mtp_weight and learns:
                 self._draft_loss = draft_loss(policy, packed, backbone)
-        self._logprobs = torch.cat(logprobs)
-        return self._logprobs, torch.cat(entropies), None
+        return self._logprobs, entropies, None
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._teaches = inputs["advantages"] != 0
+        # KL, drafts and the routing's counts are about every sample; and something must have a graph.
+        if self.beta or self.policy.mtp_weight or self.bias_speed or not self._teaches.any():
+            self._teaches = torch.ones_like(self._teaches)
         loss = super()._compute_loss(model, inputs) * inputs["loss_scale"]
         if self._draft_loss is not None:
             self._record("mtp_loss", float(self._draft_loss.detach()))

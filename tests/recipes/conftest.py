@@ -24,7 +24,7 @@ stages:
     recipe: walk.yaml
     inputs: {source: first/model}
     overrides: [start=100]
-table: second/report.json
+tables: [second/report.json]
 """
 
 # A random walk with checkpoints. FAKE_DIE="<run folder's name>:<step>" kills the process there, once its metrics of

@@ -170,9 +170,9 @@ def test_a_complete_stage_is_refused_when_its_input_changed(inside_finished):
 
 def test_a_missing_table_is_an_error(inside_finished):
     with pytest.raises(
-        InputError, match=r"runs/both/second/absent.json: table of recipes/pipeline.yaml: expected a rep"
+        InputError, match=r"runs/both/second/absent.json: tables of recipes/pipeline.yaml: expected a rep"
     ):
-        run_pipeline(PIPELINE, ["table=second/absent.json"])
+        run_pipeline(PIPELINE, ["tables=[second/absent.json]"])
 
 
 def test_an_input_from_outside_must_be_there_before_anything_runs(walk_recipe, stages):
@@ -203,7 +203,7 @@ def test_an_input_from_outside_must_be_there_before_anything_runs(walk_recipe, s
             "recipe: wolk.yaml\n",
             "recipes/wolk.yaml: expected a recipe (a YAML file); found no such file",
         ),
-        ("table: second", "table: third", "table: expected an earlier stage (first, second)"),
+        ("tables: [second", "tables: [third", "tables.0: expected an earlier stage (first, second)"),
         ("overrides:", "needs: [second]\n    overrides:", "stages.1.needs.0: expected an earlier stage (first)"),
         ("seed: 3", "sede: 3", "line 3, sede: expected a known key (did you mean 'seed'?)"),
         ("seed: 3", "seed: -3", "seed: expected greater than or equal to 0"),

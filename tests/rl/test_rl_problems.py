@@ -153,7 +153,7 @@ def test_the_number_of_problems_is_that_of_the_rounds_of_rollouts(tmp_path):
 
 def test_shipped_recipes_differ_in_length_alone(repository):
     folder = repository / "recipes" / "nano"
-    accuracy, length = (load_recipe(folder / f"rl_{name}.yaml", schema=Recipe) for name in ("accuracy", "length"))
+    accuracy, length = (load_recipe(folder / f"rl_{name}.yaml", schema=Recipe) for name in ("plateau", "length"))
     assert accuracy.length.kind == "none"
     assert length.length.kind == "kimi"
     assert (accuracy.problems, accuracy.rewards) == (length.problems, length.rewards)

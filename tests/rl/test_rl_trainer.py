@@ -7,10 +7,12 @@ import math
 import pytest
 import torch
 
+import rl.trainer
 from core_model.model import V3ForCausalLM
 from eval.tasks.family import Judgement
 from recipes.rows import Verdict
 from rl.length import Kimi
+from rl.logprobs import completion_logprobs
 from rl.rewards import RewardRecipe, SampleRewards, ScoredSample
 
 ANY_FORM = RewardRecipe(accuracy=1.0, format=0.0, require_thought=False)
@@ -77,8 +79,9 @@ def loss_by_hand(trainer, batch, verdicts, kind):
 
 @pytest.mark.parametrize("verdicts", [[RIGHT, WRONG, WRONG, WRONG, RIGHT, RIGHT, RIGHT, WRONG],
                                       [RIGHT, FAULT, WRONG, WRONG, FAULT, FAULT, FAULT, FAULT],
-                                      [FAULT, RIGHT, FAULT, WRONG, RIGHT, WRONG, WRONG, FAULT]],
-                         ids=["all count", "a group is masked whole", "some are masked"])  # fmt: skip
+                                      [FAULT, RIGHT, FAULT, WRONG, RIGHT, WRONG, WRONG, FAULT],
+                                      [WRONG, WRONG, WRONG, WRONG, RIGHT, WRONG, RIGHT, RIGHT]],
+                         ids=["all count", "a group is masked", "some are masked", "a group is flat"])  # fmt: skip
 @pytest.mark.parametrize("kind", ["dapo", "grpo", "dr_grpo"])
 def test_loss_and_gradients_by_hand(make_trainer, scripted, kind, verdicts):
     trainer = make_trainer(scripted, loss_type=kind, scale_rewards="none" if kind == "dr_grpo" else "group")
@@ -97,6 +100,25 @@ def test_loss_and_gradients_by_hand(make_trainer, scripted, kind, verdicts):
     for name, p in model.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(found[name], p.grad, rtol=1e-3, atol=1e-5 * max(largest, 1.0))
+
+
+def test_flat_groups_go_without_a_backward_pass(make_trainer, scripted, monkeypatch):
+    passes = []
+
+    def counted(policy, input_ids, *rest):
+        passes.append((len(input_ids), torch.is_grad_enabled()))
+        return completion_logprobs(policy, input_ids, *rest)
+
+    monkeypatch.setattr(rl.trainer, "completion_logprobs", counted)
+    trainer = make_trainer(scripted)
+    batch = scripted_batch(trainer, [RIGHT, RIGHT, RIGHT, RIGHT, RIGHT, WRONG, WRONG, WRONG])
+    trainer._compute_loss(trainer.model, batch)
+    assert passes == [(4, True), (4, False)]
+    entropy = trainer._metrics["train"]["entropy"][-1]
+    trainer.bias_speed = 0.01  # the routing's counts are about all samples
+    trainer._compute_loss(trainer.model, batch)
+    assert passes[2:] == [(8, True)]
+    assert trainer._metrics["train"]["entropy"][-1] == pytest.approx(entropy, rel=1e-5)
 
 
 def test_a_masked_sample_gives_the_others_the_advantages_of_a_smaller_group(make_trainer, scripted):
