@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A6D3B", "#000000")
 RIGHT, WRONG, CUT, INK, FAINT = "#009E73", "#D55E00", "#8c8c8c", "#222222", "#e4e4e4"
 MARKERS = "osD^vPX*"
+METRICS = {  # what the metrics of a run are called in a legend
+    "lm_loss": "next token",
+    "mtp_loss": "MTP",
+    "validation/loss": "next token, held out",
+    "reward/mean": "mean reward",
+}
 
 
 @dataclass(frozen=True)
@@ -126,11 +132,11 @@ def loss_curves(curves: Mapping[str, Mapping[str, Curve]]) -> Drawing | None:
     figure, panels = _panels(len(chosen), width=3.9, height=2.8)
     for axes, (label, metrics) in zip(panels, chosen.items(), strict=True):
         for index, (name, curve) in enumerate(metrics.items()):
-            axes.plot(*_xy(curve), color=COLOURS[index % len(COLOURS)], linewidth=1.3, label=name, **_marks(curve))
+            axes.plot(*_xy(curve), color=COLOURS[index % len(COLOURS)], linewidth=1.3, label=_words(name), **_marks(curve))
         bits = [(name, curve) for name, curve in curves[label].items() if "bits_per_byte" in name]
         if bits:
             _draw_bits_per_byte(axes, bits[0][1])
-        axes.set_title(label.replace("_", " "), fontsize=10)
+        axes.set_title(_words(label), fontsize=10)
         axes.set_xlabel("step")
         axes.set_ylabel(
             "loss, nats a token" if any("loss" in name for name in metrics) else "reward, accuracy (0 to 1)"
@@ -163,9 +169,9 @@ def router_balance(curves: Mapping[str, Mapping[str, Curve]]) -> Drawing | None:
     figure, panels = _panels(len(chosen), width=3.6, height=2.7)
     for axes, (label, metrics) in zip(panels, chosen.items(), strict=True):
         for index, (name, curve) in enumerate(metrics.items()):
-            shown = name.replace("max_violation", "").strip("/_. ") or "all layers"
+            shown = _words(name.replace("max_violation", "").removeprefix("router/").strip("/_. ")) or "all layers"
             axes.plot(*_xy(curve), color=COLOURS[index % len(COLOURS)], linewidth=1.1, label=shown, **_marks(curve))
-        axes.set_title(label.replace("_", " "), fontsize=10)
+        axes.set_title(_words(label), fontsize=10)
         axes.set_xlabel("step")
         axes.set_ylabel("max violation (0 is even)")
         axes.set_ylim(bottom=0)
@@ -243,6 +249,10 @@ def _main_curves(metrics: Mapping[str, Curve]) -> dict[str, Curve]:
     if "lm_loss" in losses:
         losses.pop("loss", None)  # the weighted sum: its parts say more
     return rewards or losses
+
+
+def _words(metric: str) -> str:
+    return METRICS.get(metric, metric.replace("_", " "))
 
 
 def _panels(count: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:

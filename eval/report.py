@@ -31,30 +31,32 @@ def main(arguments: Sequence[str]) -> int:
         description="Make the report of an evaluation (report.json, report.html, figures/) again from its rows.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of an eval run, or of a pipeline with one")
-    folder = find_eval_run(parser.parse_args(list(arguments)).run)
-    report = write_report(read_recipe(folder), folder)
-    print_report(report)
-    print(f"report: {folder / PAGE}")
+    for folder in find_eval_runs(parser.parse_args(list(arguments)).run):
+        report = write_report(read_recipe(folder), folder)
+        print_report(report)
+        print(f"report: {folder / PAGE}")
     return 0
 
 
-def find_eval_run(folder: Path) -> Path:
-    """The eval run's folder: the one given, or in a pipeline's folder the one its table comes from.
+def find_eval_runs(folder: Path) -> list[Path]:
+    """The eval run's folder: the one given, or in a pipeline's folder those its tables come from.
 
     Raises:
         InputError: neither.
     """
+    found = [folder]
     pipeline = folder / "pipeline.yaml"
     if pipeline.is_file():
         from recipes.loader import read_yaml
 
-        table = read_yaml(pipeline)[0].get("table")
-        if not isinstance(table, str):
-            raise InputError(pipeline, where="table", expected="<stage id>/report.json", found=repr(table))
-        folder = folder / Path(table).parent
-    if not (folder / "recipe.yaml").is_file():
-        raise InputError(folder, expected="the folder of an eval run (with recipe.yaml)", found="none")
-    return folder
+        listed = read_yaml(pipeline)[0].get("tables")
+        if not isinstance(listed, list) or not listed or not all(isinstance(table, str) for table in listed):
+            raise InputError(pipeline, where="tables", expected="a list of <stage id>/report.json", found=repr(listed))
+        found = [folder / Path(table).parent for table in listed]
+    for run in found:
+        if not (run / "recipe.yaml").is_file():
+            raise InputError(run, expected="the folder of an eval run (with recipe.yaml)", found="none")
+    return found
 
 
 def read_recipe(folder: Path) -> Recipe:

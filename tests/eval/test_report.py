@@ -250,7 +250,7 @@ def test_made_again_the_report_is_the_same(run, capsys):
     assert {path.name: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     printed = capsys.readouterr().out
     assert "75.0" in printed and "+50.0" in printed and "report.html" in printed
-    (run.parent / "pipeline.yaml").write_text("{name: p, stages: [], table: eval/report.json}")
+    (run.parent / "pipeline.yaml").write_text("{name: p, stages: [], tables: [eval/report.json]}")
     assert main([str(run.parent)]) == 0
     assert capsys.readouterr().out == printed
     print_table(run / "report.json")

@@ -79,9 +79,9 @@ def test_the_comment_rule_sees_what_it_should(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "# what it is\nstage: a\n\nname: b\nsteps: 3  # steps\noptimizer:\n  rate: 1.0\n  # per step\n  decay: 0\n"
-        "stages:\n  - {id: x, recipe: y}  # flow\n  - id: z  # it\n    recipe: w\ntable:  # numbers\n  a: 1\n"
+        "stages:\n  - {id: x, recipe: y}  # flow\n  - id: z  # it\n    recipe: w\ntables:  # numbers\n  a: 1\n"
         "url: a#b\nlong: [1,\n  2]  # two\n"
     )
-    found = ["line 4: name", "line 7: optimizer.rate", "line 13: stages.recipe", "line 15: table.a", "line 16: url"]
+    found = ["line 4: name", "line 7: optimizer.rate", "line 13: stages.recipe", "line 15: tables.a", "line 16: url"]
     assert uncommented_keys(path) == found
-    assert uncommented_keys(path, {"table"}) == [line for line in found if "table" not in line]
+    assert uncommented_keys(path, {"tables"}) == [line for line in found if "tables" not in line]

@@ -87,9 +87,9 @@ def compare(plan: PipelinePlan, undisturbed: Path, killed: Path) -> tuple[list[s
             sums = [sha256_file(path)[:16], sha256_file(other)[:16]]
             lines.append(f"| {stage.id} | {sums[0]} | {sums[1]} |")
             wrong += [] if sums[0] == sums[1] else [f"{stage.id}: {path.name} differs"]
-    assert plan.pipeline.table is not None
-    reports = [json.loads((folder / plan.pipeline.table).read_text()) for folder in (undisturbed, killed)]
-    return lines, wrong + differences(*reports)
+    for table in plan.pipeline.tables:
+        wrong += differences(*(json.loads((folder / table).read_text()) for folder in (undisturbed, killed)))
+    return lines, wrong
 
 
 def main() -> int:
