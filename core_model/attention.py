@@ -42,6 +42,8 @@ class AttentionContext:
         return None if self.documents is None else self.documents.real_BT
 
 
+# Up to this many queries over a cache, attention stays in the latent space: one token, or one and its drafts.
+ABSORBED_QUERIES = 8
 # Below this many queries, the CPU's fused kernel takes longer in bf16 than in fp32, casts included (LABBOOK.md).
 CPU_BF16_LENGTH = 512
 
@@ -123,7 +125,7 @@ class MultiHeadLatentAttention(nn.Module):
         latent, k_rope = self.latents(x_BTD, context)
         if context.cache is not None:
             latent, k_rope = self._through_cache(latent, k_rope, context.cache)
-            if x_BTD.shape[1] == 1:
+            if x_BTD.shape[1] <= ABSORBED_QUERIES:
                 q_nope, q_rope = self.queries(query_latent, context)
                 return self.o_proj(self.absorbed(q_nope, q_rope, latent, k_rope, context.visible))
         return self.o_proj(self.expanded(query_latent, latent, k_rope, context))
@@ -166,18 +168,24 @@ class MultiHeadLatentAttention(nn.Module):
     def absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, visible: Tensor | None
     ) -> Tensor:
-        """Attention in the latent space for one query token; [B, 1, H*V].
+        """Attention in the latent space, for a few queries over many positions; [B, T, H*V].
 
         W_UK moves to the query's side and W_UV behind the weighted sum, so that nothing per head and position is
-        ever written out.
+        ever written out. Without `visible`, the queries are the last T positions.
         """
+        batch, length = q_nope.shape[:2]
         up_HNVC = self.kv_b_proj.weight.to(latent.dtype).view(self.heads, self.nope + self.value, self.latent)
         w_uk, w_uv = up_HNVC[:, : self.nope], up_HNVC[:, self.nope :]
-        q_HBC = q_nope[:, 0].transpose(0, 1) @ w_uk
-        scores_BHS = q_HBC.transpose(0, 1) @ latent.transpose(1, 2) + q_rope[:, 0] @ k_rope.transpose(1, 2)
-        scores_BHS = scores_BHS.float() * self.scale
+        q_HXC = q_nope.flatten(0, 1).transpose(0, 1) @ w_uk  # X: all queries of all rows
+        q_BYC = q_HXC.transpose(0, 1).reshape(batch, -1, self.latent)  # Y: queries by heads
+        scores_BYS = q_BYC @ latent.transpose(1, 2) + q_rope.flatten(1, 2) @ k_rope.transpose(1, 2)
+        scores_BTHS = scores_BYS.float().unflatten(1, (length, self.heads)) * self.scale
+        if visible is None and length > 1:
+            visible = latent.new_ones(length, latent.shape[1], dtype=torch.bool).tril(latent.shape[1] - length)
+            visible = visible[None, None]
         if visible is not None:
-            scores_BHS = scores_BHS.masked_fill(~visible[:, :, 0], float("-inf"))
-        out_BHC = scores_BHS.softmax(dim=-1).to(latent.dtype) @ latent
-        out_HBV = out_BHC.transpose(0, 1) @ w_uv.transpose(1, 2)
-        return out_HBV.transpose(0, 1).flatten(1).unsqueeze(1)
+            scores_BTHS = scores_BTHS.masked_fill(~visible.transpose(1, 2), float("-inf"))
+        out_BYC = scores_BTHS.softmax(dim=-1).flatten(1, 2).to(latent.dtype) @ latent
+        out_HXC = out_BYC.view(batch * length, self.heads, self.latent).transpose(0, 1)
+        out_HXV = out_HXC @ w_uv.transpose(1, 2)
+        return out_HXV.transpose(0, 1).reshape(batch, length, -1)

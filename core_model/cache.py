@@ -25,9 +25,14 @@ class LatentCache:
         max_positions: int,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
+        drafts: bool = False,
     ) -> None:
+        """
+        Args:
+            drafts: keep the past of the first MTP module too, as layer `num_hidden_layers`.
+        """
         width = config.kv_lora_rank + config.qk_rope_head_dim
-        shape = (config.num_hidden_layers, max_rows, max_positions, width)
+        shape = (config.num_hidden_layers + drafts, max_rows, max_positions, width)
         self.buffer_LBSC = torch.zeros(shape, dtype=dtype, device=device)
         self._rows = slice(0, 0)
         self._position_ids = torch.zeros(0, 0, dtype=torch.long)
@@ -61,6 +66,15 @@ class LatentCache:
             return None
         keys = torch.arange(self._end, device=self._position_ids.device)
         return (keys <= self._position_ids[..., None]).unsqueeze(1)
+
+    def grow(self, rows: int, positions: int) -> None:
+        """Make room for as many rows and positions at least; what is stored stays."""
+        layers, old_rows, old_positions, width = self.buffer_LBSC.shape
+        rows, positions = max(rows, old_rows), max(positions, old_positions)
+        if (rows, positions) != (old_rows, old_positions):
+            grown = self.buffer_LBSC.new_zeros(layers, rows, positions, width)
+            grown[:, :old_rows, :old_positions] = self.buffer_LBSC
+            self.buffer_LBSC = grown
 
     def move(self, source: int, target: int) -> None:
         """Copy one row onto another."""

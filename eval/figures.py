@@ -132,7 +132,9 @@ def loss_curves(curves: Mapping[str, Mapping[str, Curve]]) -> Drawing | None:
     figure, panels = _panels(len(chosen), width=3.9, height=2.8)
     for axes, (label, metrics) in zip(panels, chosen.items(), strict=True):
         for index, (name, curve) in enumerate(metrics.items()):
-            axes.plot(*_xy(curve), color=COLOURS[index % len(COLOURS)], linewidth=1.3, label=_words(name), **_marks(curve))
+            axes.plot(
+                *_xy(curve), color=COLOURS[index % len(COLOURS)], linewidth=1.3, label=_words(name), **_marks(curve)
+            )
         bits = [(name, curve) for name, curve in curves[label].items() if "bits_per_byte" in name]
         if bits:
             _draw_bits_per_byte(axes, bits[0][1])

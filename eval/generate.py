@@ -192,6 +192,7 @@ def block_keys(block: Sequence[Request]) -> list[str]:
 def generation_row(subject: Subject, request: Request, index: int, completion: Completion) -> Generation:
     """The row of one sample, taken apart into thoughts and answer."""
     ids, finish_reason = completion.token_ids, completion.finish_reason
+    assert finish_reason != "abort"  # nobody does
     reasoning: str | None
     if request.mode == "base":
         answer, ended = base_answer(_decode_text(subject, ids), request.problem)

@@ -1,6 +1,7 @@
 """Generation: a batched engine over the latent cache."""
 
-from core_model.generation.engine import Completion, Engine
-from core_model.generation.sampling import SamplingParams
+from core_model.generation.engine import Engine
+from core_model.generation.request import Completion, Delta, Request
+from core_model.generation.sampling import SamplingParams, ThinkingBudget
 
-__all__ = ["Completion", "Engine", "SamplingParams"]
+__all__ = ["Completion", "Delta", "Engine", "Request", "SamplingParams", "ThinkingBudget"]

@@ -1,80 +1,70 @@
-"""A batched generation engine: one prefill per distinct prompt, absorbed decoding, continuous batching.
+"""A batched generation engine: one prefill per distinct prompt, absorbed decoding, continuous batching, MTP drafts.
 
-Shape suffixes: B rows in use, T tokens, W vocabulary.
+A step settles one token or more of every running sample, and reads a chunk of the prompts that wait to join them.
+Which samples run together changes a sample's tokens only where two candidates are as good as equal: its random numbers
+are its own, and its drafts are checked against the very token it would have chosen.
+
+Shape suffixes: B rows in use, T tokens, J = 1 + drafts, W vocabulary, D model.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from core_model.cache import LatentCache
-from core_model.generation.sampling import SamplingParams, choose, stream, uniforms
+from core_model.generation.request import Completion, Delta, FinishReason, Request, Sample
+from core_model.generation.rows import Rows
+from core_model.generation.sampling import SamplingParams, choose, uniforms
+from core_model.generation.speculation import SpeculationReport, SpeculationSwitch
 from core_model.model import V3ForCausalLM
+from core_model.moe.gate import Routing
+from core_model.tokenizer import decode_tokens
+
+PREFILL_TOKENS = 4096  # of prompts in one forward: what the running samples wait for at most
 
 
-@dataclass(frozen=True)
-class Completion:
-    """One sample: its tokens (stop token included), their log-probabilities when asked for, and why it ended."""
+@dataclass
+class _Prefill:
+    """Prompts on their way into the cache, in rows behind those in use; `read` tokens of each are there.
 
-    token_ids: list[int]
-    logprobs: list[float] | None
-    finish_reason: Literal["stop", "length"]
+    samples: who waits for them; of[i]: the prompt of sample i. states: normed state of each prompt's last token.
+    """
+
+    samples: list[Sample]
+    prompts: list[list[int]]
+    of: list[int]
+    first_row: int
+    read: int = 0
+    states: list[Tensor | None] = field(default_factory=list)
+    routed: list[list[np.ndarray]] = field(default_factory=list)
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.prompts))
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """One sample still to be generated: of request `request`, its `index`-th."""
+@dataclass
+class _Pass:
+    """One forward over rows from 0 on: what tokens are chosen from, and what drafts are made from.
 
-    request: int
-    index: int
-    params: SamplingParams
+    logits_BJW; hidden_BJD, normed; position_BJ, of the inputs.
+    """
 
-
-class _Rows:
-    """The samples being generated, row i of every array belonging to row i of the cache."""
-
-    def __init__(self, max_rows: int, max_new: int) -> None:
-        self.samples: list[_Sample] = []
-        self.length = np.zeros(max_rows, dtype=np.int64)  # tokens in the sequence, prompt included
-        self.made = np.zeros(max_rows, dtype=np.int64)
-        self.streams = np.zeros(max_rows, dtype=np.uint64)
-        self.limit = np.zeros(max_rows, dtype=np.int64)
-        self.settings = np.zeros((max_rows, 3), dtype=np.float32)  # temperature, top_p, top_k
-        self.tokens = np.zeros((max_rows, max_new), dtype=np.int64)
-        self.logprobs = np.zeros((max_rows, max_new), dtype=np.float32)
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def add(self, sample: _Sample, prompt_length: int) -> None:
-        row, params = len(self.samples), sample.params
-        self.samples.append(sample)
-        self.length[row], self.made[row], self.limit[row] = prompt_length, 0, params.max_new_tokens
-        self.streams[row] = stream(params.seed, sample.index)
-        self.settings[row] = params.temperature, params.top_p, params.top_k
-
-    def move(self, source: int, target: int) -> None:
-        self.samples[target] = self.samples[source]
-        for array in (self.length, self.made, self.streams, self.limit, self.settings, self.tokens, self.logprobs):
-            array[target] = array[source]
-
-    def completion(self, row: int) -> Completion:
-        made, params = int(self.made[row]), self.samples[row].params
-        tokens = self.tokens[row, :made].tolist()
-        return Completion(
-            tokens,
-            self.logprobs[row, :made].tolist() if params.logprobs else None,
-            "stop" if tokens[-1] in params.stop_ids else "length",
-        )
+    logits: Tensor
+    hidden: Tensor
+    positions: Tensor
 
 
 class Engine:
@@ -82,13 +72,15 @@ class Engine:
 
     Args:
         model: shared, not copied, when `dtype` is its own; then weights are always current.
-        tokenizer: kept for callers; the engine works on token ids.
+        tokenizer: kept for callers, and to find stop texts; the engine works on token ids.
         max_batch: rows decoded together.
         max_tokens: longest sequence, prompt included; default the model's max_position_embeddings.
         dtype: of activations and cache; default the parameters' own. Another dtype makes a copy of the weights,
             which `refresh_weights` renews.
         device: default the model's own.
-        deterministic: one row at a time, so that a sample is bitwise the same whatever else is generated; slow.
+        deterministic: one row at a time and no drafts, so that a sample is bitwise the same whatever else is
+            generated; slow.
+        speculate_always: draft whenever asked to, even where it does not pay.
     """
 
     def __init__(
@@ -101,16 +93,30 @@ class Engine:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         deterministic: bool = False,
+        speculate_always: bool = False,
     ) -> None:
         self.source, self.tokenizer = model, tokenizer
         self.dtype = dtype or model.dtype
         self.device = torch.device(device) if device is not None else model.device
         self.max_batch = 1 if deterministic else max_batch
         self.max_tokens = max_tokens or model.config.max_position_embeddings
+        self.drafts = not deterministic and bool(model.config.num_nextn_predict_layers)
+        self.speculation = SpeculationReport()
         shared = self.dtype == model.dtype and self.device == model.device
         self.model = model if shared else copy.deepcopy(model).to(self.device)  # type: ignore[arg-type]
         self.refresh_weights()
+        self._always = speculate_always
+        self._switch = SpeculationSwitch()
         self._cache: LatentCache | None = None
+        self._rows = Rows(self.max_batch)
+        self._prefill: _Prefill | None = None
+        self._waiting: deque[Sample] = deque()
+        self._inbox: deque[Request] = deque()  # its own, so that any thread may submit while another steps
+        self._stepping = threading.RLock()
+        self._inside = False
+        self._seconds = 0.0  # of the latest pass over the rows
+        self._routed = np.zeros((0, 0, 0, 0), dtype=np.int16)  # its experts, where somebody wants them
+        self.has_driver = False  # whether a thread of its own takes the steps
 
     def refresh_weights(self) -> None:
         """Take over the source model's weights and routing biases after an update."""
@@ -120,17 +126,16 @@ class Engine:
                 if "norm" not in name and not name.endswith("gate.weight"):
                     parameter.data = parameter.data.to(self.dtype)
 
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        training, compute = self.model.training, self.model.compute_dtype
-        self.model.eval()
-        self.model.compute_dtype = self.dtype
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            self.model.train(training)
-            self.model.compute_dtype = compute
+    def submit(self, prompt: list[int], params: SamplingParams, stream: bool = False) -> Request:
+        """Hand in a prompt; it is worked on whenever the engine takes a step.
+
+        Raises:
+            ValueError: an empty prompt, or one that leaves no room below `max_tokens`.
+        """
+        self._check(prompt, params)
+        request = Request(prompt, params, self._step_for_others, stream)
+        self._inbox.append(request)
+        return request
 
     def generate(
         self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]
@@ -138,112 +143,361 @@ class Engine:
         """Continue every prompt; result[i] holds the `n` samples of prompt i.
 
         Raises:
-            ValueError: an empty prompt, a prompt that leaves no room below `max_tokens`, or lists of unequal length.
+            ValueError: as `submit`, or lists of unequal length.
         """
         settings = params if isinstance(params, list) else [params] * len(prompts)
-        self._check(prompts, settings)
-        results: list[list[Completion | None]] = [[None] * p.n for p in settings]
-        waiting = deque(
-            _Sample(i, j, p)
-            for i, p in sorted(enumerate(settings), key=lambda x: len(prompts[x[0]]))
-            for j in range(p.n)
-        )
-        if not waiting:
-            return []
-        longest = max(len(prompt) + p.max_new_tokens for prompt, p in zip(prompts, settings, strict=True))
-        with self._inference():
-            cache = self._reserve(min(self.max_batch, len(waiting)), longest)
-            rows = _Rows(self.max_batch, max(p.max_new_tokens for p in settings))
-            logits = torch.empty(0)
-            while waiting or len(rows):
-                free = self.max_batch - len(rows)
-                if waiting and (len(rows) == 0 or free >= max(1, self.max_batch // 4)):
-                    taken = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                    fresh = self._prefill(cache, rows, taken, prompts)
-                    logits = torch.cat((logits, fresh)) if len(logits) else fresh
-                self._advance(rows, logits)
-                for sample, completion in self._retire(cache, rows):
-                    results[sample.request][sample.index] = completion
-                logits = self._decode(cache, rows) if len(rows) else torch.empty(0)
-        return [[c for c in completions if c is not None] for completions in results]
-
-    def _check(self, prompts: list[list[int]], settings: list[SamplingParams]) -> None:
         if len(prompts) != len(settings):
             raise ValueError(f"{len(prompts)} prompts but {len(settings)} sampling parameters")
-        for i, (prompt, params) in enumerate(zip(prompts, settings, strict=True)):
-            if not prompt:
-                raise ValueError(f"prompt {i} is empty")
-            if len(prompt) + params.max_new_tokens > self.max_tokens:
-                raise ValueError(
-                    f"prompt {i}: {len(prompt)} tokens and {params.max_new_tokens} new ones exceed {self.max_tokens}"
-                )
+        for number, (prompt, one) in enumerate(zip(prompts, settings, strict=True)):
+            self._check(prompt, one, f"prompt {number}: ")
+        requests: list[Request | None] = [None] * len(prompts)
+        # Prompts of like length are read together, with little padding.
+        for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
+            requests[index] = self.submit(prompts[index], settings[index])
+        with self._inference():
+            return [request.result() for request in requests if request is not None]
 
-    def _reserve(self, rows: int, positions: int) -> LatentCache:
-        """The cache, kept between calls while it is large enough."""
-        kept = self._cache
-        if kept is None or kept.buffer_LBSC.shape[1] < rows or kept.buffer_LBSC.shape[2] < positions:
-            rows = max(rows, kept.buffer_LBSC.shape[1]) if kept else rows
-            positions = max(positions, kept.buffer_LBSC.shape[2]) if kept else positions
-            self._cache = LatentCache(self.model.config, rows, positions, self.dtype, self.device)
-        assert self._cache is not None
-        return self._cache
+    def step(self) -> bool:
+        """Settle a token or more of every running sample; False when there is nothing to do."""
+        with self._stepping, self._inference():
+            self._receive()
+            self._drop_aborted()
+            if not (self._waiting or self._prefill or len(self._rows)):
+                return False
+            done = self._decode() if len(self._rows) else None
+            fresh = self._read_prompts()
+            both = _joined(done, fresh)
+            if both is not None:
+                self._settle(both)
+            return True
 
-    def _forward(self, cache: LatentCache, first_row: int, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-        """Normed states [B, T, D] of rows from `first_row` on, their latents stored."""
-        cache.begin(first_row, position_ids)
-        return self.model.model(input_ids, position_ids=position_ids, past_key_values=cache).last_hidden_state
+    def _step_for_others(self) -> bool:
+        """What a request calls that is waited for: False where a driver takes the steps."""
+        if self.has_driver:
+            return False
+        self.step()
+        return True
 
-    def _prefill(self, cache: LatentCache, rows: _Rows, taken: list[_Sample], prompts: list[list[int]]) -> Tensor:
-        """Admit samples: one row each, one forward per distinct prompt; logits [len(taken), W] of the next token."""
-        first = len(rows)
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        if self._inside:
+            with torch.inference_mode():  # of each thread its own
+                yield
+            return
+        training, compute = self.model.training, self.model.compute_dtype
+        self.model.eval()
+        self.model.compute_dtype = self.dtype
+        self._inside = True
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self._inside = False
+            self.model.train(training)
+            self.model.compute_dtype = compute
+
+    def _check(self, prompt: list[int], params: SamplingParams, which: str = "") -> None:
+        if not prompt:
+            raise ValueError(f"{which}the prompt is empty")
+        if len(prompt) + params.max_new_tokens > self.max_tokens:
+            raise ValueError(
+                f"{which}{len(prompt)} tokens and {params.max_new_tokens} new ones exceed {self.max_tokens}"
+            )
+        if params.speculative and not self.model.config.num_nextn_predict_layers:
+            raise ValueError(f"{which}the model has no MTP module to draft with")
+        if params.stop and self.tokenizer is None:
+            raise ValueError(f"{which}stop texts need an engine with a tokenizer")
+
+    # -- joining and leaving
+
+    def _receive(self) -> None:
+        while self._inbox:
+            request = self._inbox.popleft()
+            decode = functools.partial(decode_tokens, self.tokenizer) if request.params.stop else None
+            self._waiting.extend(Sample(request, index, decode) for index in range(request.params.n))
+
+    def _drop_aborted(self) -> None:
+        for row in reversed(range(len(self._rows))):
+            if self._rows.samples[row].request.aborted:
+                self._end(row, "abort", [], [])
+        for sample in [sample for sample in self._waiting if sample.request.aborted]:
+            self._waiting.remove(sample)
+            self._never_started(sample)
+
+    def _never_started(self, sample: Sample) -> None:
+        sample.request.finish(sample.index, Completion([], [] if sample.params.logprobs else None, "abort"))
+        sample.request.tell(Delta(sample.index, [], [], "abort"))
+
+    def _end(self, row: int, reason: FinishReason, tokens: list[int], logprobs: list[float]) -> None:
+        """Take a row out, its sample ended, and close its gap with the last one."""
+        completion = self._rows.completion(row, reason)
+        sample, last = self._rows.pop(row)
+        if row != last:
+            assert self._cache is not None
+            self._cache.move(last, row)
+        sample.request.finish(sample.index, completion)
+        sample.request.tell(Delta(sample.index, tokens, logprobs, reason))
+
+    def _admit(self) -> None:
+        """Take waiting samples into a new prefill, as many as there are rows free and tokens in a forward."""
+        rows = self._rows
+        free = self.max_batch - len(rows)
+        # A few free rows are not worth a forward of their own while others are decoded.
+        if not self._waiting or (len(rows) and free < max(1, self.max_batch // 4)):
+            return
         distinct: dict[tuple[int, ...], int] = {}
-        for sample in taken:
-            distinct.setdefault(tuple(prompts[sample.request]), len(distinct))
-        longest = max(map(len, distinct))
-        input_ids = torch.zeros(len(distinct), longest, dtype=torch.long)
-        for prompt, i in distinct.items():
-            input_ids[i, : len(prompt)] = torch.tensor(prompt)
-        last = torch.tensor([len(prompt) - 1 for prompt in distinct], device=self.device)
-        position_ids = torch.arange(longest, device=self.device).expand(len(distinct), -1)
-        hidden = self._forward(cache, first, input_ids.to(self.device), position_ids)
-        logits = self.model.lm_head(hidden[torch.arange(len(distinct), device=self.device), last]).float()
-        source = torch.tensor([distinct[tuple(prompts[s.request])] for s in taken], device=self.device)
-        if len(distinct) < len(taken):  # samples of one prompt: copy its row
-            filled = cache.buffer_LBSC[:, first : first + len(taken), :longest]
-            filled.copy_(cache.buffer_LBSC[:, first + source, :longest])
-        for sample in taken:
-            rows.add(sample, len(prompts[sample.request]))
-        return logits[source]
+        samples: list[Sample] = []
+        longest = 0
+        while self._waiting and len(samples) < free:
+            prompt = tuple(self._waiting[0].request.prompt)
+            padded = max(longest, len(prompt)) * len(distinct.keys() | {prompt})
+            if samples and padded > PREFILL_TOKENS:
+                break
+            longest = max(longest, len(prompt))
+            distinct.setdefault(prompt, len(distinct))
+            samples.append(self._waiting.popleft())
+        drafts = max(sample.params.speculative for sample in samples) if self.drafts else 0
+        rows.make_room(max(sample.params.max_new_tokens for sample in samples), drafts)
+        running = [*rows.samples, *samples]
+        longest = max(len(sample.request.prompt) + sample.params.max_new_tokens for sample in running)
+        widest = rows.drafts.shape[1]  # a pass may write as many positions past the end of a row
+        self._reserve(len(running), longest + widest, bool(widest))
+        self._prefill = _Prefill(
+            samples,
+            [list(prompt) for prompt in distinct],
+            [distinct[tuple(sample.request.prompt)] for sample in samples],
+            len(rows),
+            states=[None] * len(distinct),
+            routed=[[] for _ in distinct],
+        )
 
-    def _advance(self, rows: _Rows, logits_BW: Tensor) -> None:
-        """Choose one token for every row."""
-        count = len(rows)
-        settings = torch.from_numpy(rows.settings[:count]).to(logits_BW.device)
-        uniform = uniforms(rows.streams[:count], rows.made[:count])
-        tokens, logprobs = choose(logits_BW, settings[:, 0], settings[:, 1], settings[:, 2].long(), uniform)
-        index = np.arange(count)
-        rows.tokens[index, rows.made[:count]] = tokens.cpu().numpy()
-        rows.logprobs[index, rows.made[:count]] = logprobs.cpu().numpy()
-        rows.made[:count] += 1
+    def _reserve(self, rows: int, positions: int, drafts: bool) -> None:
+        """A cache of that size at least; one that is there grows, and is kept between calls."""
+        config, kept = self.model.config, self._cache
+        if kept is None or (drafts and len(kept.buffer_LBSC) == config.num_hidden_layers):
+            fresh = LatentCache(config, rows, positions, self.dtype, self.device, drafts)
+            if kept is not None:
+                fresh.grow(*kept.buffer_LBSC.shape[1:3])
+                fresh.buffer_LBSC[: len(kept.buffer_LBSC), : kept.buffer_LBSC.shape[1], : kept.buffer_LBSC.shape[2]] = (
+                    kept.buffer_LBSC
+                )
+            self._cache = fresh
+        else:
+            kept.grow(rows, positions)
 
-    def _retire(self, cache: LatentCache, rows: _Rows) -> Iterator[tuple[_Sample, Completion]]:
-        """Yield finished samples and close their gaps with the last rows."""
-        for row in reversed(range(len(rows))):
-            token = rows.tokens[row, rows.made[row] - 1]
-            if rows.made[row] < rows.limit[row] and token not in rows.samples[row].params.stop_ids:
+    # -- forwards
+
+    def _forward(self, first_row: int, input_ids: Tensor, position_ids: Tensor) -> tuple[Tensor, list[Routing]]:
+        """Normed states [B, T, D] and routings of rows from `first_row` on, their latents stored."""
+        assert self._cache is not None
+        self._cache.begin(first_row, position_ids)
+        out = self.model.model(input_ids, position_ids=position_ids, past_key_values=self._cache)
+        return cast(Tensor, out.last_hidden_state), out.routings or []
+
+    def _draft_states(self, hidden: Tensor, next_ids: Tensor, first_row: int, position_ids: Tensor) -> Tensor:
+        """The first MTP module's normed states [B, T, D], its latents stored.
+
+        Args:
+            hidden: [B, T, D], normed states of the inputs at `position_ids`.
+            next_ids: [B, T], the tokens after them.
+        """
+        assert self._cache is not None
+        backbone = self.model.model
+        self._cache.begin(first_row, position_ids)
+        shape = (position_ids.shape[0], position_ids.shape[1])
+        context = backbone.attention_context(shape, position_ids, None, self._cache)
+        state, _ = backbone.mtp_layers()[0].predict(hidden, backbone.embed(next_ids), context)
+        return state
+
+    def _decode(self) -> _Pass:
+        """A pass over the newest token of every row and its drafts."""
+        rows, count = self._rows, len(self._rows)
+        width = int((rows.drafts[:count] >= 0).sum(axis=1).max(initial=0))
+        inputs = np.concatenate((rows.newest()[:, None], rows.drafts[:count, :width].clip(min=0)), axis=1)
+        positions = rows.length[:count, None] + np.arange(width + 1)
+        input_ids = torch.from_numpy(inputs).to(self.device)
+        position_ids = torch.from_numpy(positions).to(self.device)
+        if width and not self._always and self._switch.needs_plain(count, width):
+            started = time.perf_counter()
+            self.model.lm_head(self._forward(0, input_ids[:, :1], position_ids[:, :1].contiguous())[0])
+            self._switch.plain(count, width, time.perf_counter() - started)
+        started = time.perf_counter()
+        hidden, routings = self._forward(0, input_ids, position_ids)
+        logits = self.model.lm_head(hidden).float()
+        self._seconds = time.perf_counter() - started
+        if any(sample.params.routed_experts for sample in rows.samples):
+            self._routed = _chosen_experts(routings, count, width + 1)
+        return _Pass(logits, hidden, position_ids)
+
+    def _read_prompts(self) -> _Pass | None:
+        """Read the next chunk of the prompts that wait; when it is their last, their samples become rows."""
+        if self._prefill is None:
+            self._admit()
+        job = self._prefill
+        if job is None:
+            return None
+        count, longest = len(job.prompts), job.longest
+        stop = min(longest, job.read + max(1, PREFILL_TOKENS // count))
+        chunk = torch.zeros(count, stop - job.read, dtype=torch.long)
+        after = torch.zeros_like(chunk)  # the tokens after them
+        for row, prompt in enumerate(job.prompts):
+            part, following = prompt[job.read : stop], prompt[job.read + 1 : stop + 1]
+            chunk[row, : len(part)] = torch.tensor(part, dtype=torch.long)
+            after[row, : len(following)] = torch.tensor(following, dtype=torch.long)
+        positions = torch.arange(job.read, stop, device=self.device).repeat(count, 1)
+        hidden, routings = self._forward(job.first_row, chunk.to(self.device), positions)
+        for row, prompt in enumerate(job.prompts):
+            if job.read < len(prompt) <= stop:
+                job.states[row] = hidden[row, len(prompt) - 1 - job.read]
+        if self.drafts and any(sample.params.speculative for sample in job.samples):
+            self._draft_states(hidden, after.to(self.device), job.first_row, positions)
+        if any(sample.params.routed_experts for sample in job.samples):
+            chosen = _chosen_experts(routings, count, stop - job.read)
+            for row, prompt in enumerate(job.prompts):
+                job.routed[row].append(chosen[row, : max(0, len(prompt) - job.read)])
+        job.read = stop
+        return self._join(job) if stop == longest else None
+
+    def _join(self, job: _Prefill) -> _Pass:
+        """Prompts are read: a row for each of their samples."""
+        assert self._cache is not None
+        self._prefill = None
+        buffer, first, longest = self._cache.buffer_LBSC, len(self._rows), job.longest
+        source = torch.tensor(job.of, device=self.device) + job.first_row
+        target = slice(first, first + len(job.samples))
+        if first != job.first_row or len(job.prompts) < len(job.samples):
+            buffer[:, target, :longest] = buffer[:, source, :longest]
+        for sample, prompt in zip(job.samples, job.of, strict=True):
+            if sample.params.routed_experts:
+                sample.routed = list(job.routed[prompt])
+            self._rows.add(sample)
+            if not self.drafts:
+                self._rows.wanted[len(self._rows) - 1] = 0
+        states = torch.stack([state for state in job.states if state is not None])[job.of]
+        lengths = torch.tensor([[len(job.prompts[prompt]) - 1] for prompt in job.of], device=self.device)
+        return _Pass(self.model.lm_head(states).float()[:, None], states[:, None], lengths)
+
+    # -- tokens
+
+    def _settle(self, ran: _Pass) -> None:
+        """Choose the tokens of every row, end what ends, draft for the rest."""
+        rows, count = self._rows, len(self._rows)
+        width = ran.logits.shape[1]
+        counters = rows.made[:count, None] + np.arange(width)
+        tokens, logprobs = self._choose(ran.logits, counters)
+        drafts = rows.drafts[:count, : width - 1]
+        proposed = (drafts >= 0).sum(axis=1)
+        agreed = np.cumprod((tokens[:, :-1] == drafts) & (drafts >= 0), axis=1).sum(axis=1)
+        room = rows.limit[:count] - rows.made[:count]
+        taken = np.minimum(agreed + 1, room)
+        reasons: list[FinishReason | None] = ["length" if full else None for full in taken == room]
+        stops = rows.stop_tokens(tokens)
+        for row in np.flatnonzero((stops & (np.arange(width) < taken[:, None])).any(axis=1)).tolist():
+            taken[row] = int(stops[row].argmax()) + 1
+            reasons[row] = "stop"
+        for row, sample in ((row, sample) for row, sample in enumerate(rows.samples) if sample.watched):
+            taken[row], reasons[row] = self._watch(sample, tokens[row], int(taken[row]), int(room[row]))
+        self._keep_routing(taken, width)
+        rows.append(tokens, logprobs, taken)
+        accepted = np.minimum(agreed, taken - 1)
+        rows.proposed[:count] += proposed
+        rows.accepted[:count] += accepted
+        self.speculation.add(proposed, accepted, taken)
+        # A fresh row's prompt is in the cache; of the others, the inputs that were right have joined it.
+        rows.length[:count] = ran.positions[:, 0].cpu().numpy() + taken
+        started = time.perf_counter()
+        self._draft(ran, tokens, taken, np.array([reason is None for reason in reasons]))
+        if proposed.any():
+            seconds = self._seconds + time.perf_counter() - started
+            self._switch.drafted(count, int(proposed.max()), seconds, float(taken[proposed > 0].mean()))
+        self._retire(tokens, logprobs, taken, reasons)
+
+    def _choose(self, logits_BJW: Tensor, counters_BJ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and log-probabilities [B, J], the `counters`-th of each row's sample."""
+        count, width = counters_BJ.shape
+        temperature, top_p, top_k = (
+            setting.repeat_interleave(width) for setting in self._rows.on_device(logits_BJW.device)
+        )
+        uniform = uniforms(self._rows.streams[:count].repeat(width), counters_BJ.reshape(-1))
+        tokens, logprobs = choose(logits_BJW.flatten(0, 1), temperature, top_p, top_k, uniform)
+        shape = (count, width)
+        return tokens.cpu().numpy().reshape(shape), logprobs.cpu().numpy().reshape(shape)
+
+    def _watch(self, sample: Sample, tokens: np.ndarray, taken: int, room: int) -> tuple[int, FinishReason | None]:
+        """Pass a row's tokens through its budget and its stop texts, one by one; changes `tokens`."""
+        for place in range(taken):
+            chosen = int(tokens[place])
+            tokens[place] = token = sample.settle(chosen)
+            if token in sample.params.stop_ids or sample.ends_with_stop(token):
+                return place + 1, "stop"
+            if token != chosen:  # what was computed after it followed another token
+                taken = place + 1
+                break
+        return taken, "length" if taken == room else None
+
+    def _draft(self, ran: _Pass, tokens: np.ndarray, taken: np.ndarray, goes_on: np.ndarray) -> None:
+        """Draft the tokens after the newest of every row that wants it."""
+        rows, count = self._rows, len(self._rows)
+        rows.drafts[:count] = -1
+        for row in np.flatnonzero(rows.wanted[:count]):
+            if not self._always and not self._switch.pays(count, int(rows.wanted[row])):
+                self._switch.declined(count, int(rows.wanted[row]))
+                rows.wanted[row] = 0  # for good: its past in the MTP module has a gap from here on
+        # No more than can still be used: the last token of all needs no draft after it.
+        left = np.minimum(rows.wanted[:count], rows.limit[:count] - rows.made[:count] - 1) * goes_on
+        depth = int(left.max(initial=0))
+        if not depth:
+            return
+        last = torch.from_numpy(taken - 1).to(self.device)
+        index = torch.arange(count, device=self.device)
+        following = torch.from_numpy(tokens).to(self.device)
+        states = self._draft_states(ran.hidden, following, 0, ran.positions)[index, last]
+        positions = ran.positions[index, last, None]
+        for step in range(depth):
+            logits = self.model.lm_head(states[:, None]).float()
+            drafted, _ = self._choose(logits, rows.made[:count, None] + step)
+            rows.drafts[:count, step] = np.where(left > step, drafted[:, 0], -1)
+            if step + 1 < depth:
+                # The module goes on from its own state, one position further, as if it were the backbone's.
+                positions = positions + 1
+                states = self._draft_states(states[:, None], torch.from_numpy(drafted).to(self.device), 0, positions)
+                states = states[:, 0]
+
+    def _keep_routing(self, taken: np.ndarray, width: int) -> None:
+        """Note where the inputs that were right were routed, of the rows that were decoded."""
+        for row, sample in enumerate(self._rows.samples):
+            if sample.params.routed_experts and self._rows.made[row]:
+                sample.routed.append(self._routed[row, : taken[row]])
+
+    def _retire(
+        self, tokens: np.ndarray, logprobs: np.ndarray, taken: np.ndarray, reasons: list[FinishReason | None]
+    ) -> None:
+        for row in reversed(range(len(self._rows))):
+            reason, request = reasons[row], self._rows.samples[row].request
+            if reason is None and not request.streams:
                 continue
-            yield rows.samples[row], rows.completion(row)
-            last = len(rows) - 1
-            if row != last:
-                rows.move(last, row)
-                cache.move(last, row)
-            rows.samples.pop()
+            count = int(taken[row])
+            new, theirs = tokens[row, :count].tolist(), logprobs[row, :count].tolist()
+            if reason is not None:
+                self._end(row, reason, new, theirs)
+            else:
+                request.tell(Delta(self._rows.samples[row].index, new, theirs, None))
 
-    def _decode(self, cache: LatentCache, rows: _Rows) -> Tensor:
-        """One token further for every row; logits [B, W]."""
-        count = len(rows)
-        newest = rows.tokens[np.arange(count), rows.made[:count] - 1]
-        input_ids = torch.from_numpy(newest[:, None]).to(self.device)
-        position_ids = torch.from_numpy(rows.length[:count, None].copy()).to(self.device)
-        rows.length[:count] += 1
-        return self.model.lm_head(self._forward(cache, 0, input_ids, position_ids)[:, 0]).float()
+
+def _joined(done: _Pass | None, fresh: _Pass | None) -> _Pass | None:
+    """The passes over rows in use and over rows that join them, as one; the narrower padded."""
+    if done is None or fresh is None:
+        return done or fresh
+    wide = done.logits.shape[1] - fresh.logits.shape[1]
+    steps = torch.arange(1, wide + 1, device=fresh.positions.device)
+    return _Pass(
+        torch.cat((done.logits, torch.cat((fresh.logits, fresh.logits.expand(-1, wide, -1)), dim=1))),
+        torch.cat((done.hidden, torch.cat((fresh.hidden, fresh.hidden.expand(-1, wide, -1)), dim=1))),
+        torch.cat((done.positions, torch.cat((fresh.positions, fresh.positions + steps), dim=1))),
+    )
+
+
+def _chosen_experts(routings: list[Routing], rows: int, width: int) -> np.ndarray:
+    """int16 [rows, width, MoE layers, K] of one forward."""
+    indices = torch.stack([routing.indices_TK for routing in routings], dim=1)
+    return indices.to(torch.int16).cpu().numpy().reshape(rows, width, *indices.shape[1:])

@@ -11,6 +11,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core_model.attention import ABSORBED_QUERIES
+
+
+@dataclass(frozen=True)
+class ThinkingBudget:
+    """Limits on the tokens before the thought's end, kept by the engine and not by the model.
+
+    Args:
+        end_id: the token that ends a thought (`</think>`).
+        max_tokens: when as many have been thought, `closing` is put into the text, and the model answers.
+        closing: the tokens that end a thought and ask for the answer; must contain end_id.
+        min_tokens: a thought that ends before is not let end: `extending` ("Wait") takes the place of end_id.
+        extending: the tokens put there; needed with min_tokens.
+
+    Raises:
+        ValueError: a limit that cannot be kept.
+    """
+
+    end_id: int
+    max_tokens: int | None = None
+    closing: tuple[int, ...] = ()
+    min_tokens: int = 0
+    extending: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and (self.max_tokens < 0 or self.end_id not in self.closing):
+            raise ValueError("a thought's max_tokens is 0 or more, and its closing contains end_id")
+        if self.min_tokens and (not self.extending or self.end_id in self.extending):
+            raise ValueError("a thought's min_tokens needs tokens to extend it with, end_id not among them")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValueError(f"a thought of at least {self.min_tokens} and at most {self.max_tokens} tokens")
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -23,7 +55,11 @@ class SamplingParams:
         n: samples of the prompt.
         seed: the random numbers of sample i depend on (seed, i) alone, not on the batch around it.
         stop_ids: tokens that end a sample; the stop token is part of the completion.
+        stop: texts that end a sample; the tokens that spell them are part of the completion.
         logprobs: return the log-probability of each token under softmax(logits / temperature).
+        speculative: most tokens drafted by the MTP module and checked in one pass. The sample is the same without.
+        thinking: limits on the thought.
+        routed_experts: return the experts that every token went to.
 
     Raises:
         ValueError: a value out of range.
@@ -36,13 +72,21 @@ class SamplingParams:
     n: int = 1
     seed: int = 0
     stop_ids: tuple[int, ...] = ()
+    stop: tuple[str, ...] = ()
     logprobs: bool = False
+    speculative: int = 0
+    thinking: ThinkingBudget | None = None
+    routed_experts: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.n < 1:
             raise ValueError(f"max_new_tokens and n must be at least 1, not {self.max_new_tokens} and {self.n}")
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
             raise ValueError(f"temperature >= 0, 0 < top_p <= 1, top_k >= 0 are needed; got {self}")
+        if not 0 <= self.speculative < ABSORBED_QUERIES:
+            raise ValueError(f"from 0 to {ABSORBED_QUERIES - 1} tokens can be drafted, not {self.speculative}")
+        if "" in self.stop:
+            raise ValueError("an empty text cannot end a sample")
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

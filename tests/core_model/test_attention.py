@@ -14,7 +14,7 @@ from reference import (
     tiny_config,
 )
 
-from core_model.attention import CPU_BF16_LENGTH, scaled_dot_product
+from core_model.attention import ABSORBED_QUERIES, CPU_BF16_LENGTH, scaled_dot_product
 from core_model.cache import LatentCache
 from core_model.config import V3Config
 
@@ -184,8 +184,8 @@ def test_the_absorbed_path_makes_no_tensor_per_head_and_position():
     attention = model.model.layers[0].self_attn
     calls = []
     hook = attention.kv_b_proj.register_forward_hook(lambda *a: calls.append(1))
-    cache = LatentCache(model.config, 1, 8, torch.float32)
-    decode(model, random_tokens(1, 8), [5, 1, 1, 1], cache)
+    cache = LatentCache(model.config, 1, 20, torch.float32)
+    decode(model, random_tokens(1, 20), [ABSORBED_QUERIES + 1, 1, ABSORBED_QUERIES, 1, 1], cache)
     hook.remove()
     assert len(calls) == 1  # prefill alone writes keys and values out
 

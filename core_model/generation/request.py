@@ -1,0 +1,163 @@
+"""A request to an engine: what was asked, what has come back, and the samples on their way."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from core_model.generation.sampling import SamplingParams
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sample.
+
+    token_ids: stop token included. logprobs: theirs, when asked for. finish_reason: a stop token or text, the limit,
+    or `abort`. accepted_drafts of proposed_drafts came from the MTP module. routed_experts: int16 [positions, MoE
+    layers, K], of the prompt and all tokens but the last, when asked for.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float] | None
+    finish_reason: FinishReason
+    accepted_drafts: int = 0
+    proposed_drafts: int = 0
+    routed_experts: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one pass added to sample `index` of a request; the last one of a sample has its finish_reason."""
+
+    index: int
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason | None
+
+
+class Request:
+    """A prompt on its way through an engine; `Engine.submit` makes it.
+
+    May be used by another thread than the engine's.
+    """
+
+    def __init__(self, prompt: list[int], params: SamplingParams, advance: Callable[[], bool], streams: bool) -> None:
+        """
+        Args:
+            advance: makes the engine take a step; False where another thread does that.
+            streams: whether `stream` will be read.
+        """
+        self.prompt, self.params, self.streams = prompt, params, streams
+        self.completions: list[Completion | None] = [None] * params.n
+        self.aborted = False
+        self._advance = advance
+        self._news: queue.SimpleQueue[Delta] = queue.SimpleQueue()
+        self._left = params.n
+        self._finished = threading.Event()
+
+    @property
+    def done(self) -> bool:
+        """Whether every sample has ended."""
+        return self._left == 0
+
+    def abort(self) -> None:
+        """End all samples at the engine's next step; their rows serve others."""
+        self.aborted = True
+
+    def stream(self) -> Iterator[Delta]:
+        """What is generated, pass by pass, until every sample has ended.
+
+        Raises:
+            ValueError: the request was not submitted to be streamed.
+        """
+        if not self.streams:
+            raise ValueError("submit the request with stream=True to read it as it grows")
+        ended = 0
+        while ended < self.params.n:
+            if self._news.empty() and self._advance():
+                continue
+            delta = self._news.get()
+            ended += delta.finish_reason is not None
+            yield delta
+
+    def result(self) -> list[Completion]:
+        """The completions, waited for."""
+        while not self.done:
+            if not self._advance():
+                self._finished.wait()
+        return [completion for completion in self.completions if completion is not None]
+
+    def tell(self, delta: Delta) -> None:
+        if self.streams:
+            self._news.put(delta)
+
+    def finish(self, index: int, completion: Completion) -> None:
+        self.completions[index] = completion
+        self._left -= 1
+        if self.done:
+            self._finished.set()
+
+
+@dataclass(eq=False)
+class Sample:
+    """Sample `index` of a request while it is generated.
+
+    decode: tokens -> text, for stop texts.
+    """
+
+    request: Request
+    index: int
+    decode: Callable[[list[int]], str] | None = None
+    thinking: bool = False
+    thought: int = 0  # tokens of the thought so far
+    forced: deque[int] = field(default_factory=deque)
+    tail: list[int] = field(default_factory=list)  # the latest tokens, as many as a stop text can take
+    routed: list[np.ndarray] = field(default_factory=list)  # [positions, layers, K] each
+
+    def __post_init__(self) -> None:
+        self.thinking = self.params.thinking is not None
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.request.params
+
+    @property
+    def watched(self) -> bool:
+        """Whether its tokens have to be looked at one by one."""
+        return self.thinking or bool(self.forced) or bool(self.params.stop)
+
+    def settle(self, chosen: int) -> int:
+        """The token that follows, given the one the model chose: the same, or one that the budget puts there."""
+        token = self._budgeted(chosen)
+        budget = self.params.thinking
+        if self.thinking and budget is not None:
+            self.thinking = token != budget.end_id
+            self.thought += self.thinking
+        return token
+
+    def _budgeted(self, chosen: int) -> int:
+        budget = self.params.thinking
+        if not self.forced and self.thinking and budget is not None:
+            if budget.max_tokens is not None and self.thought >= budget.max_tokens:
+                self.forced.extend(budget.closing)
+            elif chosen == budget.end_id and self.thought < budget.min_tokens:
+                self.forced.extend(budget.extending)
+        return self.forced.popleft() if self.forced else chosen
+
+    def ends_with_stop(self, token: int) -> bool:
+        """Whether the text, with this token, has come to spell a stop text."""
+        if not self.params.stop or self.decode is None:
+            return False
+        # A token spells at least a byte, a character at most four.
+        longest = 4 * max(len(text) for text in self.params.stop)
+        self.tail = [*self.tail, token][-longest - 4 :]
+        text = self.decode(self.tail)
+        return any(stop in text for stop in self.params.stop)
