@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from core_model.cache import LatentCache
-from core_model.generation.request import Completion, Delta, FinishReason, Request, Sample
+from core_model.generation.request import Completion, Delta, FinishReason, Likeliest, Listener, Request, Sample
 from core_model.generation.rows import Rows
-from core_model.generation.sampling import SamplingParams, choose, uniforms
+from core_model.generation.sampling import SamplingParams, choose, likeliest, uniforms
 from core_model.generation.speculation import SpeculationReport, SpeculationSwitch
 from core_model.model import V3ForCausalLM
 from core_model.moe.gate import Routing
@@ -65,6 +65,18 @@ class _Pass:
     logits: Tensor
     hidden: Tensor
     positions: Tensor
+
+
+@dataclass(frozen=True)
+class _Settled:
+    """What one step added to a sample."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    top: list[Likeliest] = field(default_factory=list)
+
+    def delta(self, index: int, reason: FinishReason | None) -> Delta:
+        return Delta(index, self.tokens, self.logprobs, reason, self.top)
 
 
 class Engine:
@@ -113,6 +125,7 @@ class Engine:
         self._waiting: deque[Sample] = deque()
         self._inbox: deque[Request] = deque()  # its own, so that any thread may submit while another steps
         self._stepping = threading.RLock()
+        self._wake = threading.Event()  # something was submitted
         self._inside = False
         self._seconds = 0.0  # of the latest pass over the rows
         self._routed = np.zeros((0, 0, 0, 0), dtype=np.int16)  # its experts, where somebody wants them
@@ -126,8 +139,11 @@ class Engine:
                 if "norm" not in name and not name.endswith("gate.weight"):
                     parameter.data = parameter.data.to(self.dtype)
 
-    def submit(self, prompt: list[int], params: SamplingParams, stream: bool = False) -> Request:
+    def submit(self, prompt: list[int], params: SamplingParams, stream: bool | Listener = False) -> Request:
         """Hand in a prompt; it is worked on whenever the engine takes a step.
+
+        Args:
+            stream: keep what each step adds for `Request.stream`; or a function that is told.
 
         Raises:
             ValueError: an empty prompt, or one that leaves no room below `max_tokens`.
@@ -135,6 +151,7 @@ class Engine:
         self._check(prompt, params)
         request = Request(prompt, params, self._step_for_others, stream)
         self._inbox.append(request)
+        self._wake.set()
         return request
 
     def generate(
@@ -170,6 +187,75 @@ class Engine:
             if both is not None:
                 self._settle(both)
             return True
+
+    def drive(self, stop: threading.Event) -> None:
+        """Take steps until told to stop, for others that submit: the work of a thread of its own.
+
+        What runs is then aborted, so that nobody waits for it. Set the event, then call `wake`.
+        """
+        self.has_driver = True
+        try:
+            with self._inference():
+                while not stop.is_set():
+                    self._wake.clear()
+                    if not self.step():
+                        self._wake.wait()
+        finally:
+            with self._stepping:
+                self.has_driver = False
+                self._abandon()
+
+    def wake(self) -> None:
+        """Make an idle driver look around."""
+        self._wake.set()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Samples running, and samples waiting; a snapshot."""
+        reading = len(self._prefill.samples) if self._prefill else 0
+        waiting = len(self._waiting) + sum(request.params.n for request in tuple(self._inbox))
+        return len(self._rows) + reading, waiting
+
+    def score(self, sequences: list[list[int]], top: int = 0) -> list[list[tuple[float, Likeliest]]]:
+        """The log-probability of every token but the first given those before it, and the `top` likeliest there.
+
+        Raises:
+            ValueError: an empty sequence, or one longer than `max_tokens`.
+        """
+        for number, sequence in enumerate(sequences):
+            if not 0 < len(sequence) <= self.max_tokens:
+                raise ValueError(f"sequence {number}: {len(sequence)} tokens, expected 1 to {self.max_tokens}")
+        scored: dict[int, list[tuple[float, Likeliest]]] = {}
+        order = deque(sorted(range(len(sequences)), key=lambda number: len(sequences[number])))
+        with self._stepping, self._inference():
+            while order:
+                batch = [order.popleft()]
+                while order and (len(batch) + 1) * len(sequences[order[0]]) <= PREFILL_TOKENS:
+                    batch.append(order.popleft())
+                scored.update(zip(batch, self._score([sequences[number] for number in batch], top), strict=True))
+        return [scored[number] for number in range(len(sequences))]
+
+    def _score(self, sequences: list[list[int]], top: int) -> Iterator[list[tuple[float, Likeliest]]]:
+        """One forward over sequences of like length; padding comes last, where nothing sees it."""
+        longest = len(sequences[-1])
+        ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences], device=self.device)
+        hidden = cast(Tensor, self.model.model(ids).last_hidden_state)
+        for row, sequence in enumerate(sequences):
+            logprobs = self.model.lm_head(hidden[row, : len(sequence) - 1]).float().log_softmax(dim=-1)
+            own = logprobs.gather(1, ids[row, 1 : len(sequence), None]).squeeze(1).tolist()
+            best = _pairs(*reversed(logprobs.topk(min(top, logprobs.shape[1]), dim=-1)))
+            yield list(zip(own, best, strict=True))
+
+    def _abandon(self) -> None:
+        """Abort everything there is."""
+        self._receive()
+        for row in reversed(range(len(self._rows))):
+            self._end(row, "abort", _Settled())
+        prefill, self._prefill = self._prefill, None
+        waiting = [*(prefill.samples if prefill else ()), *self._waiting]
+        self._waiting.clear()
+        for sample in waiting:
+            self._never_started(sample)
 
     def _step_for_others(self) -> bool:
         """What a request calls that is waited for: False where a driver takes the steps."""
@@ -219,16 +305,16 @@ class Engine:
     def _drop_aborted(self) -> None:
         for row in reversed(range(len(self._rows))):
             if self._rows.samples[row].request.aborted:
-                self._end(row, "abort", [], [])
+                self._end(row, "abort", _Settled())
         for sample in [sample for sample in self._waiting if sample.request.aborted]:
             self._waiting.remove(sample)
             self._never_started(sample)
 
     def _never_started(self, sample: Sample) -> None:
         sample.request.finish(sample.index, Completion([], [] if sample.params.logprobs else None, "abort"))
-        sample.request.tell(Delta(sample.index, [], [], "abort"))
+        sample.request.tell(_Settled().delta(sample.index, "abort"))
 
-    def _end(self, row: int, reason: FinishReason, tokens: list[int], logprobs: list[float]) -> None:
+    def _end(self, row: int, reason: FinishReason, last_step: _Settled) -> None:
         """Take a row out, its sample ended, and close its gap with the last one."""
         completion = self._rows.completion(row, reason)
         sample, last = self._rows.pop(row)
@@ -236,7 +322,7 @@ class Engine:
             assert self._cache is not None
             self._cache.move(last, row)
         sample.request.finish(sample.index, completion)
-        sample.request.tell(Delta(sample.index, tokens, logprobs, reason))
+        sample.request.tell(last_step.delta(sample.index, reason))
 
     def _admit(self) -> None:
         """Take waiting samples into a new prefill, as many as there are rows free and tokens in a forward."""
@@ -397,7 +483,8 @@ class Engine:
             reasons[row] = "stop"
         for row, sample in ((row, sample) for row, sample in enumerate(rows.samples) if sample.watched):
             taken[row], reasons[row] = self._watch(sample, tokens[row], int(taken[row]), int(room[row]))
-        self._keep_routing(taken, width)
+        self._keep_routing(taken)
+        self._keep_likeliest(ran.logits, taken)
         rows.append(tokens, logprobs, taken)
         accepted = np.minimum(agreed, taken - 1)
         rows.proposed[:count] += proposed
@@ -463,7 +550,7 @@ class Engine:
                 states = self._draft_states(states[:, None], torch.from_numpy(drafted).to(self.device), 0, positions)
                 states = states[:, 0]
 
-    def _keep_routing(self, taken: np.ndarray, width: int) -> None:
+    def _keep_routing(self, taken: np.ndarray) -> None:
         """Note where the inputs that were right were routed, of the rows that were decoded."""
         for row, sample in enumerate(self._rows.samples):
             if sample.params.routed_experts and self._rows.made[row]:
@@ -473,15 +560,29 @@ class Engine:
         self, tokens: np.ndarray, logprobs: np.ndarray, taken: np.ndarray, reasons: list[FinishReason | None]
     ) -> None:
         for row in reversed(range(len(self._rows))):
-            reason, request = reasons[row], self._rows.samples[row].request
-            if reason is None and not request.streams:
+            sample, reason, count = self._rows.samples[row], reasons[row], int(taken[row])
+            if reason is None and not sample.request.streams:
                 continue
-            count = int(taken[row])
-            new, theirs = tokens[row, :count].tolist(), logprobs[row, :count].tolist()
+            top = sample.top[-count:] if sample.params.top_logprobs else []
+            settled = _Settled(tokens[row, :count].tolist(), logprobs[row, :count].tolist(), top)
             if reason is not None:
-                self._end(row, reason, new, theirs)
+                self._end(row, reason, settled)
             else:
-                request.tell(Delta(self._rows.samples[row].index, new, theirs, None))
+                sample.request.tell(settled.delta(sample.index, None))
+
+    def _keep_likeliest(self, logits_BJW: Tensor, taken: np.ndarray) -> None:
+        """Note the likeliest tokens of the places that were settled, for the rows that want them."""
+        rows = [row for row, sample in enumerate(self._rows.samples) if sample.params.top_logprobs]
+        if not rows:
+            return
+        wanted = max(self._rows.samples[row].params.top_logprobs for row in rows)
+        width = logits_BJW.shape[1]
+        temperature = self._rows.on_device(logits_BJW.device)[0][rows].repeat_interleave(width)
+        places = _pairs(*likeliest(logits_BJW[rows].flatten(0, 1), temperature, wanted))
+        for number, row in enumerate(rows):
+            sample = self._rows.samples[row]
+            settled = places[number * width : number * width + int(taken[row])]
+            sample.top += [place[: sample.params.top_logprobs] for place in settled]
 
 
 def _joined(done: _Pass | None, fresh: _Pass | None) -> _Pass | None:
@@ -495,6 +596,11 @@ def _joined(done: _Pass | None, fresh: _Pass | None) -> _Pass | None:
         torch.cat((done.hidden, torch.cat((fresh.hidden, fresh.hidden.expand(-1, wide, -1)), dim=1))),
         torch.cat((done.positions, torch.cat((fresh.positions, fresh.positions + steps), dim=1))),
     )
+
+
+def _pairs(tokens: Tensor, values: Tensor) -> list[Likeliest]:
+    """[N, K] each, as a list of pairs for each of N places."""
+    return [list(zip(*place, strict=True)) for place in zip(tokens.tolist(), values.tolist(), strict=True)]
 
 
 def _chosen_experts(routings: list[Routing], rows: int, width: int) -> np.ndarray:

@@ -14,15 +14,17 @@ import numpy as np
 from core_model.generation.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "abort"]
+Likeliest = list[tuple[int, float]]  # tokens and their log-probabilities, the likeliest first
 
 
 @dataclass(frozen=True)
 class Completion:
     """One sample.
 
-    token_ids: stop token included. logprobs: theirs, when asked for. finish_reason: a stop token or text, the limit,
-    or `abort`. accepted_drafts of proposed_drafts came from the MTP module. routed_experts: int16 [positions, MoE
-    layers, K], of the prompt and all tokens but the last, when asked for.
+    token_ids: stop token included. logprobs: theirs, when asked for. top_logprobs: at every place the likeliest tokens,
+    when asked for. finish_reason: a stop token or text, the limit, or `abort`. accepted_drafts of proposed_drafts came
+    from the MTP module. routed_experts: int16 [positions, MoE layers, K], of the prompt and all tokens but the last,
+    when asked for.
     """
 
     token_ids: list[int]
@@ -31,6 +33,7 @@ class Completion:
     accepted_drafts: int = 0
     proposed_drafts: int = 0
     routed_experts: np.ndarray | None = None
+    top_logprobs: list[Likeliest] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,10 @@ class Delta:
     token_ids: list[int]
     logprobs: list[float]
     finish_reason: FinishReason | None
+    top_logprobs: list[Likeliest] = field(default_factory=list)
+
+
+Listener = Callable[[Delta], None]
 
 
 class Request:
@@ -49,17 +56,20 @@ class Request:
     May be used by another thread than the engine's.
     """
 
-    def __init__(self, prompt: list[int], params: SamplingParams, advance: Callable[[], bool], streams: bool) -> None:
+    def __init__(
+        self, prompt: list[int], params: SamplingParams, advance: Callable[[], bool], stream: bool | Listener
+    ) -> None:
         """
         Args:
             advance: makes the engine take a step; False where another thread does that.
-            streams: whether `stream` will be read.
+            stream: whether `stream` will be read; or who is told, by the thread that takes the steps.
         """
-        self.prompt, self.params, self.streams = prompt, params, streams
+        self.prompt, self.params = prompt, params
         self.completions: list[Completion | None] = [None] * params.n
         self.aborted = False
         self._advance = advance
-        self._news: queue.SimpleQueue[Delta] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[Delta] | None = queue.SimpleQueue() if stream is True else None
+        self._listener: Listener | None = stream if callable(stream) else self._news.put if self._news else None
         self._left = params.n
         self._finished = threading.Event()
 
@@ -78,7 +88,7 @@ class Request:
         Raises:
             ValueError: the request was not submitted to be streamed.
         """
-        if not self.streams:
+        if self._news is None:
             raise ValueError("submit the request with stream=True to read it as it grows")
         ended = 0
         while ended < self.params.n:
@@ -95,9 +105,13 @@ class Request:
                 self._finished.wait()
         return [completion for completion in self.completions if completion is not None]
 
+    @property
+    def streams(self) -> bool:
+        return self._listener is not None
+
     def tell(self, delta: Delta) -> None:
-        if self.streams:
-            self._news.put(delta)
+        if self._listener is not None:
+            self._listener(delta)
 
     def finish(self, index: int, completion: Completion) -> None:
         self.completions[index] = completion
@@ -121,6 +135,7 @@ class Sample:
     forced: deque[int] = field(default_factory=deque)
     tail: list[int] = field(default_factory=list)  # the latest tokens, as many as a stop text can take
     routed: list[np.ndarray] = field(default_factory=list)  # [positions, layers, K] each
+    top: list[Likeliest] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.thinking = self.params.thinking is not None

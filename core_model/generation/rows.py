@@ -71,6 +71,7 @@ class Rows:
             int(self.accepted[row]),
             int(self.proposed[row]),
             routed,
+            sample.top if sample.params.top_logprobs else None,
         )
 
     def newest(self) -> np.ndarray:

@@ -57,6 +57,7 @@ class SamplingParams:
         stop_ids: tokens that end a sample; the stop token is part of the completion.
         stop: texts that end a sample; the tokens that spell them are part of the completion.
         logprobs: return the log-probability of each token under softmax(logits / temperature).
+        top_logprobs: return as many of the likeliest tokens at every place, with theirs.
         speculative: most tokens drafted by the MTP module and checked in one pass. The sample is the same without.
         thinking: limits on the thought.
         routed_experts: return the experts that every token went to.
@@ -74,6 +75,7 @@ class SamplingParams:
     stop_ids: tuple[int, ...] = ()
     stop: tuple[str, ...] = ()
     logprobs: bool = False
+    top_logprobs: int = 0
     speculative: int = 0
     thinking: ThinkingBudget | None = None
     routed_experts: bool = False
@@ -85,6 +87,8 @@ class SamplingParams:
             raise ValueError(f"temperature >= 0, 0 < top_p <= 1, top_k >= 0 are needed; got {self}")
         if not 0 <= self.speculative < ABSORBED_QUERIES:
             raise ValueError(f"from 0 to {ABSORBED_QUERIES - 1} tokens can be drafted, not {self.speculative}")
+        if self.top_logprobs < 0:
+            raise ValueError(f"top_logprobs is 0 or more, not {self.top_logprobs}")
         if "" in self.stop:
             raise ValueError("an empty text cannot end a sample")
 
@@ -143,3 +147,10 @@ def choose(
         tokens = torch.where(greedy_B, scaled.argmax(dim=-1), drawn.clamp_max(logits_BW.shape[-1] - 1))
     logprobs = scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(dim=-1)
     return tokens, logprobs
+
+
+def likeliest(logits_BW: Tensor, temperature_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` likeliest tokens of every row, [B, count], and their log-probabilities, as in `choose`."""
+    scaled = logits_BW.float() / torch.where(temperature_B == 0, 1.0, temperature_B)[:, None]
+    values, tokens = scaled.log_softmax(dim=-1).topk(min(count, logits_BW.shape[-1]), dim=-1)
+    return tokens, values

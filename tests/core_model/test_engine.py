@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 import core_model.generation.engine as engine_module
 from core_model import V3Config, V3ForCausalLM
 from core_model.accounting import kv_bytes_per_token
-from core_model.generation import Engine, SamplingParams, ThinkingBudget
+from core_model.generation import Delta, Engine, SamplingParams, ThinkingBudget
 from core_model.generation.speculation import MEASURES, SpeculationReport, SpeculationSwitch
 from core_model.model import V3Model
 
@@ -292,29 +293,82 @@ def test_routed_experts_are_those_of_a_plain_forward(model, drafts):
             assert one.routed_experts.tolist() == expected.tolist()
 
 
-def test_threads_may_ask_while_another_drives(model):
+@pytest.fixture
+def driven(model):
+    """An engine with a thread of its own; stopped at the end, if the test has not."""
     engine, stop = Engine(model, max_batch=4), threading.Event()
-    engine.has_driver = True
+    driver = threading.Thread(target=engine.drive, args=(stop,))
+    driver.start()
 
-    def drive():
-        while not stop.is_set():
-            engine.step()
+    def end():
+        stop.set()
+        engine.wake()
+        driver.join(timeout=60)
+        assert not driver.is_alive()
 
+    yield engine, end
+    end()
+
+
+def test_threads_may_ask_while_another_drives(model, driven):
+    engine, _ = driven
     prompts = drawn_prompts(16, seed=14)
     found: dict[int, list[int]] = {}
 
     def ask(number: int) -> None:
         found[number] = engine.submit(prompts[number], SamplingParams(6, temperature=0.0)).result()[0].token_ids
 
-    driver = threading.Thread(target=drive)
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(prompts))]
-    for thread in (driver, *threads):
+    for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=60)
-    stop.set()
-    driver.join(timeout=60)
     assert [found[number] for number in range(len(prompts))] == [plain_greedy(model, p, 6) for p in prompts]
+    assert engine.generate([[1, 2]], SamplingParams(3, temperature=0.0))[0][0].token_ids == plain_greedy(
+        model, [1, 2], 3
+    )
+    assert engine.load == (0, 0)
+
+
+def test_a_driver_that_ends_leaves_nobody_waiting(driven):
+    engine, end = driven
+    told: list[Delta] = []
+    requests = [engine.submit([1, 2, 3], SamplingParams(250, n=3), told.append) for _ in range(4)]
+    while not told:
+        time.sleep(0.001)
+    end()
+    for request in requests:
+        assert [one.finish_reason for one in request.result()] == ["abort"] * 3
+    assert sum(delta.finish_reason == "abort" for delta in told) == 12
+    assert engine.generate([[1]], SamplingParams(2))  # from here on whoever waits takes the steps
+
+
+def test_scores_and_likeliest_tokens_are_those_of_a_plain_forward(model):
+    sequences = [*drawn_prompts(9, seed=15), [3]]
+    engine = Engine(model)
+    for sequence, scored in zip(sequences, engine.score(sequences, top=3), strict=True):
+        with torch.no_grad():
+            logprobs = model(torch.tensor([sequence])).logits[0].log_softmax(-1)
+        assert len(scored) == len(sequence) - 1
+        for place, (own, best) in enumerate(scored):
+            assert own == pytest.approx(float(logprobs[place, sequence[place + 1]]), abs=1e-5)
+            values, tokens = logprobs[place].topk(3)
+            assert [token for token, _ in best] == tokens.tolist()
+            np.testing.assert_allclose([value for _, value in best], values, atol=1e-5)
+    for drafts in (0, 2):
+        params = SamplingParams(7, n=2, temperature=0.9, logprobs=True, top_logprobs=WORDS, speculative=drafts)
+        request = Engine(model, speculate_always=True).submit(sequences[0], params, stream=True)
+        streamed: dict[int, list] = {0: [], 1: []}
+        for delta in request.stream():
+            streamed[delta.index] += delta.top_logprobs
+        for index, one in enumerate(request.result()):
+            assert streamed[index] == one.top_logprobs and len(one.top_logprobs) == 7
+            for token, logprob, best in zip(one.token_ids, one.logprobs, one.top_logprobs, strict=True):
+                assert dict(best)[token] == pytest.approx(logprob, abs=1e-6)
+                assert [value for _, value in best] == sorted((value for _, value in best), reverse=True)
+    assert engine.score([[1, 2]])[0][0][1] == []
+    with pytest.raises(ValueError, match="sequence 1: 0 tokens"):
+        engine.score([[1], []])
 
 
 def test_the_cache_takes_what_the_formula_says_and_grows(model):
