@@ -25,7 +25,7 @@ app = typer.Typer(
 
 # Everything after these commands' names goes to the package that owns them, --help included.
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-DISPATCH = {"chat": "core_model.generation.chat", "report": "eval.report"}
+DISPATCH = {"chat": "core_model.generation.chat", "serve": "core_model.generation.server", "report": "eval.report"}
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Replace keys; `stage.key=value` in a pipeline.")
@@ -112,6 +112,12 @@ def check(
 def chat(context: typer.Context) -> None:
     """Talk to a run's model; `trivium chat --help` says how."""
     _dispatch("chat", context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def serve(context: typer.Context) -> None:
+    """Serve a run's model to OpenAI's clients; `trivium serve --help` says how."""
+    _dispatch("serve", context.args)
 
 
 @app.command(context_settings=PASS_ON)

@@ -148,7 +148,7 @@ class Engine:
         Raises:
             ValueError: an empty prompt, or one that leaves no room below `max_tokens`.
         """
-        self._check(prompt, params)
+        self.check(prompt, params)
         request = Request(prompt, params, self._step_for_others, stream)
         self._inbox.append(request)
         self._wake.set()
@@ -166,7 +166,7 @@ class Engine:
         if len(prompts) != len(settings):
             raise ValueError(f"{len(prompts)} prompts but {len(settings)} sampling parameters")
         for number, (prompt, one) in enumerate(zip(prompts, settings, strict=True)):
-            self._check(prompt, one, f"prompt {number}: ")
+            self.check(prompt, one, f"prompt {number}: ")
         requests: list[Request | None] = [None] * len(prompts)
         # Prompts of like length are read together, with little padding.
         for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
@@ -282,7 +282,12 @@ class Engine:
             self.model.train(training)
             self.model.compute_dtype = compute
 
-    def _check(self, prompt: list[int], params: SamplingParams, which: str = "") -> None:
+    def check(self, prompt: list[int], params: SamplingParams, which: str = "") -> None:
+        """Whether `submit` would take this.
+
+        Raises:
+            ValueError: as `submit`; `which` begins the message.
+        """
         if not prompt:
             raise ValueError(f"{which}the prompt is empty")
         if len(prompt) + params.max_new_tokens > self.max_tokens:

@@ -1,0 +1,182 @@
+"""What clients send to the server: OpenAI's requests, checked, and turned into prompts and sampling parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from core_model.generation.sampling import SamplingParams, ThinkingBudget
+from core_model.tokenizer import END_THINK, EOS, THINK, encode_text, render_prompt, special_id
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+MOST_SAMPLES, MOST_STOPS, MOST_LIKELIEST, MOST_PROMPTS = 128, 16, 20, 256
+# Fields of OpenAI's that would change the answer, and the values at which they change nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (None, 0, 0.0),
+    "presence_penalty": (None, 0, 0.0),
+    "logit_bias": (None, {}),
+    "best_of": (None, 1),
+    "suffix": (None, ""),
+    "tools": (None, []),
+    "functions": (None, []),
+    "response_format": (None, {"type": "text"}),
+}
+
+
+class StreamOptions(BaseModel):
+    """include_usage: a last piece of a stream that says how many tokens it took."""
+
+    include_usage: bool = False
+
+
+class SamplingRequest(BaseModel):
+    """What completions and chats have in common. Fields that are not known are ignored, as OpenAI's servers do."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    model: str = ""
+    temperature: float = Field(1.0, ge=0, le=100)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    n: int = Field(1, ge=1, le=MOST_SAMPLES)
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)
+    stop: list[str] = Field(default=[], max_length=MOST_STOPS)
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        """null means the default, in every field."""
+        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, value: list[str]) -> list[str]:
+        if "" in value:
+            raise ValueError("an empty text cannot end a sample")
+        return value
+
+    @model_validator(mode="after")
+    def _is_supported(self) -> SamplingRequest:
+        for name, neutral in NEUTRAL.items():
+            if (value := (self.model_extra or {}).get(name)) not in neutral:
+                raise ValueError(f"{name} is not supported, found {value!r}")
+        return self
+
+    def sampling(self, tokenizer: PreTrainedTokenizerFast, max_tokens: int, seed: int, **more: Any) -> SamplingParams:
+        """Parameters of the engine; `seed` where the client names none."""
+        return SamplingParams(
+            max_new_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            n=self.n,
+            seed=seed if self.seed is None else self.seed,
+            stop_ids=(special_id(tokenizer, EOS),),
+            stop=tuple(self.stop),
+            **more,
+        )
+
+
+class CompletionRequest(SamplingRequest):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[int] | list[str] | list[list[int]]
+    max_tokens: int = Field(16, ge=0)
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MOST_LIKELIEST)
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> CompletionRequest:
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens of 0 needs echo")
+        if self.echo and self.stream:
+            raise ValueError("echo cannot be streamed")
+        return self
+
+    def prompts(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> list[list[int]]:
+        """Token ids of every prompt.
+
+        Raises:
+            ValueError: no prompt, too many, or a token that is none.
+        """
+        given: list[Any] = self.prompt if isinstance(self.prompt, list) else [self.prompt]
+        if given and isinstance(given[0], int):
+            given = [given]
+        if not 1 <= len(given) <= MOST_PROMPTS:
+            raise ValueError(f"1 to {MOST_PROMPTS} prompts, not {len(given)}")
+        prompts = [encode_text(tokenizer, one) if isinstance(one, str) else one for one in given]
+        if any(not 0 <= token < vocabulary for prompt in prompts for token in prompt):
+            raise ValueError(f"tokens are 0 to {vocabulary - 1}")
+        return prompts
+
+
+class ChatMessage(BaseModel):
+    """A turn of a chat. A thought of the assistant's is a field of its own."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+    reasoning_content: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        """Parts of text may come as a list."""
+        if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+            return "".join(str(part.get("text", "")) for part in value)
+        return value
+
+
+class ChatRequest(SamplingRequest):
+    """`POST /v1/chat/completions`; the two limits on the thought, in tokens, are Trivium's own."""
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MOST_LIKELIEST)
+    max_thinking_tokens: int | None = Field(None, ge=0)
+    min_thinking_tokens: int = Field(0, ge=0)
+
+    @property
+    def limit(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def rendered(self, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+        """Token ids of the prompt.
+
+        Raises:
+            ValueError: turns in an order that the template does not have.
+        """
+        turns = [message.model_dump(exclude_none=True) for message in self.messages]
+        for turn in turns:
+            turn["role"] = "system" if turn["role"] == "developer" else turn["role"]
+        return render_prompt(tokenizer, turns)
+
+    def thinking(self, tokenizer: PreTrainedTokenizerFast) -> ThinkingBudget | None:
+        """The limits on the thought; None without any.
+
+        Raises:
+            ValueError: limits that contradict each other.
+        """
+        if self.max_thinking_tokens is None and not self.min_thinking_tokens:
+            return None
+        think, end = special_id(tokenizer, THINK), special_id(tokenizer, END_THINK)
+        most, least = self.max_thinking_tokens, self.min_thinking_tokens
+        # A thought begins with the model's own <think>, which the client does not count; without any, it stands there.
+        return ThinkingBudget(
+            end_id=end,
+            max_tokens=most + 1 if most else most,
+            closing=(end,) if most else (think, end),
+            min_tokens=least + 1 if least else 0,
+            extending=tuple(encode_text(tokenizer, "Wait, ")) if least else (),
+        )
