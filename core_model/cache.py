@@ -67,15 +67,6 @@ class LatentCache:
         keys = torch.arange(self._end, device=self._position_ids.device)
         return (keys <= self._position_ids[..., None]).unsqueeze(1)
 
-    def grow(self, rows: int, positions: int) -> None:
-        """Make room for as many rows and positions at least; what is stored stays."""
-        layers, old_rows, old_positions, width = self.buffer_LBSC.shape
-        rows, positions = max(rows, old_rows), max(positions, old_positions)
-        if (rows, positions) != (old_rows, old_positions):
-            grown = self.buffer_LBSC.new_zeros(layers, rows, positions, width)
-            grown[:, :old_rows, :old_positions] = self.buffer_LBSC
-            self.buffer_LBSC = grown
-
     def move(self, source: int, target: int) -> None:
         """Copy one row onto another."""
         self.buffer_LBSC[:, target].copy_(self.buffer_LBSC[:, source])

@@ -185,6 +185,8 @@ def _explain(schema: type[BaseModel], error: ValidationError, source: RecipeSour
         expected, found = _known_key(schema, loc), f"the unknown key {loc[-1]!r}"
     elif first["type"] == "missing":
         expected, found = "a value for this required key" + _description(schema, loc), "nothing"
+    elif first["type"] == "value_error" and isinstance(first["input"], dict):  # keys that do not go together
+        expected, found = "settings that go together", first["msg"].removeprefix("Value error, ")
     else:
         message = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
         expected, found = message + _description(schema, loc), _shown(first["input"])

@@ -7,7 +7,7 @@ TRL keeps the loss, its clipping and its variants. What is replaced, and why:
 - a sample whose verdict does not count leaves its group's mean and deviation, and the loss, denominators included
   (TRL drops it from the statistics only);
 - log-probabilities over packed real tokens, no padding; on-policy steps compute them once, and the samples of flat
-  groups, whose advantages are 0, go without a backward pass;
+  groups, which teach nothing, go without a backward pass;
 - the reference model, where beta > 0, is one of ours (TRL would load transformers' class from the folder).
 """
 
@@ -104,6 +104,7 @@ class V3GRPOTrainer(RunCheckpoints, GRPOTrainer):
             self.ref_model = policy.reference.eval().requires_grad_(False)
         self._score_seconds = self._step_started = 0.0
         self._logprobs = torch.empty(0)
+        self._flat = torch.empty(0, dtype=torch.bool)  # [P]: the groups whose samples all earned the same
         self._teaches = torch.empty(0, dtype=torch.bool)  # [B]: the samples that have a gradient
         self._draft_loss: Tensor | None = None
 
@@ -156,6 +157,9 @@ class V3GRPOTrainer(RunCheckpoints, GRPOTrainer):
         latest = self.policy.rewards.latest
         counts = torch.tensor([sample.verdict.counts for sample in latest], device=batch["completion_mask"].device)
         batch["completion_mask"] = batch["completion_mask"] * counts[:, None]
+        flat = self._flat.to(counts.device).repeat_interleave(len(counts) // len(self._flat))
+        # Exactly 0, where TRL's mean of equal rewards may be off by a rounding that its deviation then magnifies.
+        batch["advantages"] = batch["advantages"].masked_fill(flat, 0.0)
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         kept = self.accelerator.gather(counts).float().mean()
         scaled = self.loss_type in LOSSES_PER_SAMPLE and kept > 0
@@ -176,6 +180,9 @@ class V3GRPOTrainer(RunCheckpoints, GRPOTrainer):
         rewards_PG = rewards_PG + self.policy.length.shape(
             length_PG.float(), correct_PG.bool(), ~rewards_PG.isnan(), self.state.global_step
         )
+        known = ~rewards_PG.isnan()
+        lowest = rewards_PG.masked_fill(~known, math.inf).amin(dim=1)
+        self._flat = (rewards_PG.masked_fill(~known, -math.inf).amax(dim=1) <= lowest) | ~known.any(dim=1)
         for name, value in rollout_metrics(latest, rewards_PG).items():
             self._record(name, value)
         self._score_seconds = time.monotonic() - started

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import threading
 import time
 from collections import deque
@@ -30,8 +31,10 @@ from core_model.generation.sampling import SamplingParams, choose, likeliest, un
 from core_model.generation.speculation import SpeculationReport, SpeculationSwitch
 from core_model.model import V3ForCausalLM
 from core_model.moe.gate import Routing
+from core_model.parallel.device import wait_for
 from core_model.tokenizer import decode_tokens
 
+SPARE = 4  # times the room that is needed may stay in use
 PREFILL_TOKENS = 4096  # of prompts in one forward: what the running samples wait for at most
 
 
@@ -109,7 +112,8 @@ class Engine:
     ) -> None:
         self.source, self.tokenizer = model, tokenizer
         self.dtype = dtype or model.dtype
-        self.device = torch.device(device) if device is not None else model.device
+        # By way of a tensor, so that "cuda" is the "cuda:0" it means.
+        self.device = model.device if device is None else torch.empty(0, device=device).device
         self.max_batch = 1 if deterministic else max_batch
         self.max_tokens = max_tokens or model.config.max_position_embeddings
         self.drafts = not deterministic and bool(model.config.num_nextn_predict_layers)
@@ -126,7 +130,8 @@ class Engine:
         self._inbox: deque[Request] = deque()  # its own, so that any thread may submit while another steps
         self._stepping = threading.RLock()
         self._wake = threading.Event()  # something was submitted
-        self._inside = False
+        self._users = 0  # of the model as generation wants it
+        self._found: tuple[bool, torch.dtype | None] = (False, None)  # how the first of them found it
         self._seconds = 0.0  # of the latest pass over the rows
         self._routed = np.zeros((0, 0, 0, 0), dtype=np.int16)  # its experts, where somebody wants them
         self.has_driver = False  # whether a thread of its own takes the steps
@@ -167,12 +172,19 @@ class Engine:
             raise ValueError(f"{len(prompts)} prompts but {len(settings)} sampling parameters")
         for number, (prompt, one) in enumerate(zip(prompts, settings, strict=True)):
             self.check(prompt, one, f"prompt {number}: ")
-        requests: list[Request | None] = [None] * len(prompts)
         # Prompts of like length are read together, with little padding.
-        for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
-            requests[index] = self.submit(prompts[index], settings[index])
-        with self._inference():
-            return [request.result() for request in requests if request is not None]
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        requests = {index: self.submit(prompts[index], settings[index]) for index in order}
+        try:
+            with self._inference():
+                return [requests[index].result() for index in range(len(prompts))]
+        except BaseException:  # Ctrl-C, or no memory: nobody will ask for the rest
+            for request in requests.values():
+                request.abort()
+            with self._stepping:
+                self._receive()
+                self._drop_aborted()
+            raise
 
     def step(self) -> bool:
         """Settle a token or more of every running sample; False when there is nothing to do."""
@@ -257,30 +269,29 @@ class Engine:
         for sample in waiting:
             self._never_started(sample)
 
-    def _step_for_others(self) -> bool:
-        """What a request calls that is waited for: False where a driver takes the steps."""
-        if self.has_driver:
-            return False
-        self.step()
-        return True
+    def _step_for_others(self) -> bool | None:
+        """What a request calls that is waited for: whether there was anything to do; None where a driver does it."""
+        return None if self.has_driver else self.step()
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        if self._inside:
-            with torch.inference_mode():  # of each thread its own
-                yield
-            return
-        training, compute = self.model.training, self.model.compute_dtype
-        self.model.eval()
-        self.model.compute_dtype = self.dtype
-        self._inside = True
+        """The model as generation wants it, until the last of those who asked for that has left."""
+        model = self.model
+        with self._stepping:
+            if self._users == 0:
+                self._found = model.training, model.compute_dtype
+                model.eval()
+                model.compute_dtype = self.dtype
+            self._users += 1
         try:
             with torch.inference_mode():
                 yield
         finally:
-            self._inside = False
-            self.model.train(training)
-            self.model.compute_dtype = compute
+            with self._stepping:
+                self._users -= 1
+                if self._users == 0:
+                    training, model.compute_dtype = self._found
+                    model.train(training)
 
     def check(self, prompt: list[int], params: SamplingParams, which: str = "") -> None:
         """Whether `submit` would take this.
@@ -339,14 +350,14 @@ class Engine:
         distinct: dict[tuple[int, ...], int] = {}
         samples: list[Sample] = []
         longest = 0
-        while self._waiting and len(samples) < free:
-            prompt = tuple(self._waiting[0].request.prompt)
+        for sample in itertools.islice(self._waiting, free):
+            prompt = tuple(sample.request.prompt)
             padded = max(longest, len(prompt)) * len(distinct.keys() | {prompt})
             if samples and padded > PREFILL_TOKENS:
                 break
             longest = max(longest, len(prompt))
             distinct.setdefault(prompt, len(distinct))
-            samples.append(self._waiting.popleft())
+            samples.append(sample)
         drafts = max(sample.params.speculative for sample in samples) if self.drafts else 0
         rows.make_room(max(sample.params.max_new_tokens for sample in samples), drafts)
         running = [*rows.samples, *samples]
@@ -361,20 +372,26 @@ class Engine:
             states=[None] * len(distinct),
             routed=[[] for _ in distinct],
         )
+        for _ in samples:  # now that there is room for them
+            self._waiting.popleft()
 
     def _reserve(self, rows: int, positions: int, drafts: bool) -> None:
-        """A cache of that size at least; one that is there grows, and is kept between calls."""
+        """A cache of that size at least. While rows are in use it grows; else it is made anew where the one that is
+        kept between calls is too small, or several times too large."""
         config, kept = self.model.config, self._cache
-        if kept is None or (drafts and len(kept.buffer_LBSC) == config.num_hidden_layers):
-            fresh = LatentCache(config, rows, positions, self.dtype, self.device, drafts)
-            if kept is not None:
-                fresh.grow(*kept.buffer_LBSC.shape[1:3])
-                fresh.buffer_LBSC[: len(kept.buffer_LBSC), : kept.buffer_LBSC.shape[1], : kept.buffer_LBSC.shape[2]] = (
-                    kept.buffer_LBSC
-                )
-            self._cache = fresh
-        else:
-            kept.grow(rows, positions)
+        if kept is not None:
+            layers, old_rows, old_positions, _ = kept.buffer_LBSC.shape
+            enough = layers >= config.num_hidden_layers + drafts and old_rows >= rows and old_positions >= positions
+            if enough and (len(self._rows) or old_rows * old_positions <= SPARE * rows * positions):
+                return
+            if len(self._rows):
+                rows, positions = max(rows, old_rows), max(positions, old_positions)
+            else:
+                self._cache = None  # before the next one is made: two may not fit
+        grown = LatentCache(config, rows, positions, self.dtype, self.device, drafts)
+        if kept is not None and len(self._rows):
+            grown.buffer_LBSC[:layers, :old_rows, :old_positions] = kept.buffer_LBSC
+        self._cache = grown
 
     # -- forwards
 
@@ -409,13 +426,13 @@ class Engine:
         input_ids = torch.from_numpy(inputs).to(self.device)
         position_ids = torch.from_numpy(positions).to(self.device)
         if width and not self._always and self._switch.needs_plain(count, width):
-            started = time.perf_counter()
+            started = self._now()
             self.model.lm_head(self._forward(0, input_ids[:, :1], position_ids[:, :1].contiguous())[0])
-            self._switch.plain(count, width, time.perf_counter() - started)
-        started = time.perf_counter()
+            self._switch.plain(count, width, self._now() - started)
+        started = self._now()
         hidden, routings = self._forward(0, input_ids, position_ids)
         logits = self.model.lm_head(hidden).float()
-        self._seconds = time.perf_counter() - started
+        self._seconds = self._now() - started
         if any(sample.params.routed_experts for sample in rows.samples):
             self._routed = _chosen_experts(routings, count, width + 1)
         return _Pass(logits, hidden, position_ids)
@@ -487,20 +504,24 @@ class Engine:
             taken[row] = int(stops[row].argmax()) + 1
             reasons[row] = "stop"
         for row, sample in ((row, sample) for row, sample in enumerate(rows.samples) if sample.watched):
+            chosen = tokens[row].copy()
             taken[row], reasons[row] = self._watch(sample, tokens[row], int(taken[row]), int(room[row]))
+            for place in np.flatnonzero(tokens[row] != chosen).tolist():
+                logprobs[row, place] = self._logprob(ran.logits[row, place], row, int(tokens[row, place]))
         self._keep_routing(taken)
         self._keep_likeliest(ran.logits, taken)
         rows.append(tokens, logprobs, taken)
-        accepted = np.minimum(agreed, taken - 1)
+        became = (tokens[:, :-1] == drafts) & (np.arange(width - 1) < np.minimum(agreed, taken)[:, None])
+        accepted = became.sum(axis=1)
         rows.proposed[:count] += proposed
         rows.accepted[:count] += accepted
         self.speculation.add(proposed, accepted, taken)
         # A fresh row's prompt is in the cache; of the others, the inputs that were right have joined it.
         rows.length[:count] = ran.positions[:, 0].cpu().numpy() + taken
-        started = time.perf_counter()
+        started = self._now()
         self._draft(ran, tokens, taken, np.array([reason is None for reason in reasons]))
         if proposed.any():
-            seconds = self._seconds + time.perf_counter() - started
+            seconds = self._seconds + self._now() - started
             self._switch.drafted(count, int(proposed.max()), seconds, float(taken[proposed > 0].mean()))
         self._retire(tokens, logprobs, taken, reasons)
 
@@ -514,6 +535,10 @@ class Engine:
         tokens, logprobs = choose(logits_BJW.flatten(0, 1), temperature, top_p, top_k, uniform)
         shape = (count, width)
         return tokens.cpu().numpy().reshape(shape), logprobs.cpu().numpy().reshape(shape)
+
+    def _logprob(self, logits_W: Tensor, row: int, token: int) -> float:
+        temperature = float(self._rows.settings[row, 0]) or 1.0
+        return float((logits_W / temperature).log_softmax(dim=-1)[token])
 
     def _watch(self, sample: Sample, tokens: np.ndarray, taken: int, room: int) -> tuple[int, FinishReason | None]:
         """Pass a row's tokens through its budget and its stop texts, one by one; changes `tokens`."""
@@ -554,6 +579,12 @@ class Engine:
                 positions = positions + 1
                 states = self._draft_states(states[:, None], torch.from_numpy(drafted).to(self.device), 0, positions)
                 states = states[:, 0]
+
+    def _now(self) -> float:
+        """Seconds, with all that was launched done: drafting is decided by them."""
+        if len(self._rows.drafts[0]):
+            wait_for(self.device)
+        return time.perf_counter()
 
     def _keep_routing(self, taken: np.ndarray) -> None:
         """Note where the inputs that were right were routed, of the rows that were decoded."""

@@ -57,11 +57,12 @@ class Request:
     """
 
     def __init__(
-        self, prompt: list[int], params: SamplingParams, advance: Callable[[], bool], stream: bool | Listener
+        self, prompt: list[int], params: SamplingParams, advance: Callable[[], bool | None], stream: bool | Listener
     ) -> None:
         """
         Args:
-            advance: makes the engine take a step; False where another thread does that.
+            advance: makes the engine take a step, and says whether there was one to take; None where another thread
+                does that.
             stream: whether `stream` will be read; or who is told, by the thread that takes the steps.
         """
         self.prompt, self.params = prompt, params
@@ -70,7 +71,8 @@ class Request:
         self._advance = advance
         self._news: queue.SimpleQueue[Delta] | None = queue.SimpleQueue() if stream is True else None
         self._listener: Listener | None = stream if callable(stream) else self._news.put if self._news else None
-        self._left = params.n
+        self._left = params.n  # samples that have not ended
+        self._told = 0  # samples whose end `stream` has given out
         self._finished = threading.Event()
 
     @property
@@ -79,7 +81,7 @@ class Request:
         return self._left == 0
 
     def abort(self) -> None:
-        """End all samples at the engine's next step; their rows serve others."""
+        """End all samples at the engine's next step, or when their prompt has been read; their rows serve others."""
         self.aborted = True
 
     def stream(self) -> Iterator[Delta]:
@@ -90,20 +92,30 @@ class Request:
         """
         if self._news is None:
             raise ValueError("submit the request with stream=True to read it as it grows")
-        ended = 0
-        while ended < self.params.n:
-            if self._news.empty() and self._advance():
-                continue
+        while self._told < self.params.n:
+            while self._news.empty() and self._step(ended=False):
+                pass
             delta = self._news.get()
-            ended += delta.finish_reason is not None
+            self._told += delta.finish_reason is not None
             yield delta
 
     def result(self) -> list[Completion]:
         """The completions, waited for."""
-        while not self.done:
-            if not self._advance():
-                self._finished.wait()
+        while not self.done and self._step(ended=True):
+            pass
+        self._finished.wait()
         return [completion for completion in self.completions if completion is not None]
+
+    def _step(self, ended: bool) -> bool:
+        """Make the engine take a step; False where another thread does that, which is then waited for.
+
+        Raises:
+            RuntimeError: it has nothing left to do, and yet the samples have not `ended`, or there are no news.
+        """
+        advanced = self._advance()
+        if advanced is False and (not self.done if ended else self._news is not None and self._news.empty()):
+            raise RuntimeError("the engine has nothing to do and yet owes completions")
+        return advanced is not None
 
     @property
     def streams(self) -> bool:
@@ -132,6 +144,7 @@ class Sample:
     decode: Callable[[list[int]], str] | None = None
     thinking: bool = False
     thought: int = 0  # tokens of the thought so far
+    closing: bool = False  # the budget is ending it
     forced: deque[int] = field(default_factory=deque)
     tail: list[int] = field(default_factory=list)  # the latest tokens, as many as a stop text can take
     routed: list[np.ndarray] = field(default_factory=list)  # [positions, layers, K] each
@@ -160,10 +173,10 @@ class Sample:
 
     def _budgeted(self, chosen: int) -> int:
         budget = self.params.thinking
-        if not self.forced and self.thinking and budget is not None:
+        if self.thinking and not self.closing and budget is not None:
             if budget.max_tokens is not None and self.thought >= budget.max_tokens:
-                self.forced.extend(budget.closing)
-            elif chosen == budget.end_id and self.thought < budget.min_tokens:
+                self.closing, self.forced = True, deque(budget.closing)
+            elif not self.forced and chosen == budget.end_id and self.thought < budget.min_tokens:
                 self.forced.extend(budget.extending)
         return self.forced.popleft() if self.forced else chosen
 

@@ -277,6 +277,13 @@ def test_a_budget_ends_a_thought_or_extends_it(model, drafts):
     assert extended > 5
     none = ThinkingBudget(end, max_tokens=0, closing=(end,))
     assert all(one.token_ids[0] == end for [one] in engine.generate(prompts, SamplingParams(3, thinking=none)))
+    both = ThinkingBudget(end, max_tokens=4, closing=(end,), min_tokens=4, extending=(11, 12, 11, 12, 11))
+    for prompt, [one] in zip(
+        prompts, engine.generate(prompts, SamplingParams(9, thinking=both, logprobs=True, **params)), strict=True
+    ):
+        assert one.token_ids[4] == end and end not in one.token_ids[:4]  # the most holds while it is extended too
+        exact = plain_logprobs(model, prompt, one.token_ids, 1.0)  # of tokens that were put in as well
+        np.testing.assert_allclose(exact, one.logprobs, atol=1e-4)
 
 
 @pytest.mark.parametrize("drafts", [0, 2])
@@ -369,6 +376,95 @@ def test_scores_and_likeliest_tokens_are_those_of_a_plain_forward(model):
     assert engine.score([[1, 2]])[0][0][1] == []
     with pytest.raises(ValueError, match="sequence 1: 0 tokens"):
         engine.score([[1], []])
+
+
+def test_threads_may_generate_at_once_and_the_model_is_as_before(model):
+    model.train()
+    model.compute_dtype = torch.bfloat16
+    modes = set()
+    hook = model.model.layers[0].register_forward_hook(
+        lambda layer, inputs, output: modes.add((layer.training, inputs[0].dtype))
+    )
+    engine = Engine(model, dtype=torch.float32)
+    prompts = drawn_prompts(4, seed=16)
+    threads = [
+        threading.Thread(target=lambda prompt=prompt: [engine.generate([prompt], SamplingParams(5)) for _ in range(8)])
+        for prompt in prompts
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert modes == {(False, torch.float32)}
+        assert model.training and model.compute_dtype == torch.bfloat16
+    finally:
+        hook.remove()
+        model.eval()
+        model.compute_dtype = None
+
+
+def test_a_step_that_fails_loses_nothing(model, monkeypatch):
+    engine = Engine(model, max_batch=4)
+    prompts, params = drawn_prompts(3, seed=17), SamplingParams(6, temperature=0.0)
+    expected = tokens_of(Engine(model), prompts, params)
+    reserve = Engine._reserve
+
+    def full(*_):
+        raise MemoryError("no room for a cache")
+
+    request = engine.submit(prompts[0], params)
+    monkeypatch.setattr(Engine, "_reserve", full)
+    with pytest.raises(MemoryError):
+        request.result()
+    with pytest.raises(MemoryError):
+        engine.generate(prompts[1:], params)
+    monkeypatch.setattr(Engine, "_reserve", reserve)
+    assert [[one.token_ids for one in request.result()]] == expected[:1]
+    assert engine.load == (0, 0)  # what was given up is not worked off
+
+    def interrupted(self, *_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "_settle", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(prompts, params)
+    monkeypatch.undo()
+    assert engine.load[1] == 0 and tokens_of(engine, prompts, params) == expected
+
+
+def test_a_stream_that_was_read_ends_at_once(model):
+    request = Engine(model).submit([1, 2], SamplingParams(3, n=2), stream=True)
+    assert len(list(request.stream())) == 6 and list(request.stream()) == []
+
+
+def test_drafts_that_spell_the_end_are_accepted_ones(model):
+    for prompt in drawn_prompts(50, seed=2):
+        expected = plain_greedy(model, prompt, 9)
+        late = [token for place, token in enumerate(expected) if place >= 2 and token not in expected[:place]]
+        if late:
+            break
+    stop = late[0]
+    engine = Engine(model, speculate_always=True)
+    rows, place = engine._rows, expected.index(stop)
+
+    def oracle(ran, tokens, taken, goes_on):
+        rows.drafts[0] = expected[1:8] if goes_on[0] else -1
+
+    engine._draft = oracle  # type: ignore[method-assign]
+    [[one]] = engine.generate([prompt], SamplingParams(20, temperature=0.0, speculative=7, stop_ids=(stop,)))
+    assert one.token_ids == expected[: place + 1] and one.finish_reason == "stop"
+    assert one.accepted_drafts == place  # all but the first token, the stop among them
+
+
+def test_a_large_cache_is_let_go(model):
+    engine = Engine(model, max_batch=32)
+    engine.generate([[1, 2, 3]] * 32, SamplingParams(5))
+    engine.generate([[1] * 150], SamplingParams(20))
+    assert engine._cache.buffer_LBSC.shape[1:3] == (1, 170)
+    large = engine._cache
+    engine.generate([[1] * 100], SamplingParams(20))
+    assert engine._cache is large  # near enough
 
 
 def test_the_cache_takes_what_the_formula_says_and_grows(model):

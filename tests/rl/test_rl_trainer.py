@@ -22,12 +22,16 @@ class Scripted(SampleRewards):
     """Verdicts from a list, whatever the completions say."""
 
     verdicts: list[Verdict]
+    consolation = 0.0  # what wrong answers earn
 
     def score(self, problems, completion_ids, finish_reasons):
         return [
-            ScoredSample(p.source, v, True, len(ids), float(v is Verdict.CORRECT) if v.counts else None)
+            ScoredSample(p.source, v, True, len(ids), self.reward(v) if v.counts else None)
             for p, v, ids in zip(problems, self.verdicts, completion_ids, strict=True)
         ]
+
+    def reward(self, verdict):
+        return 1.0 if verdict is Verdict.CORRECT else self.consolation
 
 
 @pytest.fixture
@@ -119,6 +123,14 @@ def test_flat_groups_go_without_a_backward_pass(make_trainer, scripted, monkeypa
     trainer._compute_loss(trainer.model, batch)
     assert passes[2:] == [(8, True)]
     assert trainer._metrics["train"]["entropy"][-1] == pytest.approx(entropy, rel=1e-5)
+
+
+@pytest.mark.parametrize("consolation", [0.1, 0.7, 1.0])
+def test_a_flat_group_teaches_exactly_nothing(make_trainer, scripted, monkeypatch, consolation):
+    monkeypatch.setattr(scripted, "consolation", consolation)  # the mean of equal rewards need not be exact
+    batch = scripted_batch(make_trainer(scripted), [WRONG, WRONG, FAULT, WRONG, WRONG, WRONG, WRONG, RIGHT])
+    assert batch["advantages"][:4].tolist() == [0.0] * 4
+    assert bool(batch["advantages"][4:].any()) is (consolation < 1.0)
 
 
 def test_a_masked_sample_gives_the_others_the_advantages_of_a_smaller_group(make_trainer, scripted):
