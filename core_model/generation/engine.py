@@ -112,7 +112,7 @@ class Engine:
     ) -> None:
         self.source, self.tokenizer = model, tokenizer
         self.dtype = dtype or model.dtype
-        # By way of a tensor, so that "cuda" is the "cuda:0" it means.
+        # By way of a tensor, which says which device of a kind it is on.
         self.device = model.device if device is None else torch.empty(0, device=device).device
         self.max_batch = 1 if deterministic else max_batch
         self.max_tokens = max_tokens or model.config.max_position_embeddings
