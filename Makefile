@@ -43,7 +43,7 @@ lint: $(STAMP)  ## style, types, who imports whom, device names
 bench: $(STAMP)  ## side-by-side measures against peers
 	$(BIN)/python -m benchmarks
 
-claims: nano  ## the claims at small scale, each against its control (about 40 minutes more)
+claims: nano  ## the claims at small scale, each against its control (about an hour more)
 	$(BIN)/trivium run recipes/nano/claims.yaml
 
 soak: nano  ## one SIGKILL in every stage of make nano: the same numbers come out (docs/soak.md)

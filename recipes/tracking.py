@@ -58,6 +58,8 @@ class Tracker:
     def _init(self) -> Any:
         import wandb
 
+        # Its tracing of language models' calls has no part in a training run, but advertises itself into its output.
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         settings = wandb.Settings(
             silent=True, console="off", disable_git=True, save_code=False, x_disable_meta=True, x_disable_stats=True
         )

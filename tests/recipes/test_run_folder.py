@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,7 @@ def test_a_damaged_line_inside_is_named(tmp_run, line):
 
 def test_wandb_gets_the_same_offline_and_one_run_over_a_resume(tmp_run, monkeypatch, capfd):
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setitem(sys.modules, "openai", types.ModuleType("openai"))  # wandb advertises where it sees this one
     run = open_run(tmp_run, group="nano")
     run.log(1, {"loss": 0.125})
     run.close()
