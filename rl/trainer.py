@@ -182,7 +182,7 @@ class V3GRPOTrainer(RunCheckpoints, GRPOTrainer):
         )
         known = ~rewards_PG.isnan()
         lowest = rewards_PG.masked_fill(~known, math.inf).amin(dim=1)
-        self._flat = (rewards_PG.masked_fill(~known, -math.inf).amax(dim=1) <= lowest) | ~known.any(dim=1)
+        self._flat = rewards_PG.masked_fill(~known, -math.inf).amax(dim=1) <= lowest
         for name, value in rollout_metrics(latest, rewards_PG).items():
             self._record(name, value)
         self._score_seconds = time.monotonic() - started

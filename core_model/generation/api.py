@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, field_validator, model_validator
 
 from core_model.generation.sampling import SamplingParams, ThinkingBudget
 from core_model.tokenizer import END_THINK, EOS, THINK, encode_text, render_prompt, special_id
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 MOST_SAMPLES, MOST_STOPS, MOST_LIKELIEST, MOST_PROMPTS = 128, 16, 20, 256
+LONGEST_STOP = 256  # characters of a stop text
 # Fields of OpenAI's that would change the answer, and the values at which they change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0, 0.0),
@@ -63,6 +64,8 @@ class SamplingRequest(BaseModel):
     def _not_empty(cls, value: list[str]) -> list[str]:
         if "" in value:
             raise ValueError("an empty text cannot end a sample")
+        if any(len(text) > LONGEST_STOP for text in value):
+            raise ValueError(f"a stop text has at most {LONGEST_STOP} characters")
         return value
 
     @model_validator(mode="after")
@@ -90,7 +93,7 @@ class SamplingRequest(BaseModel):
 class CompletionRequest(SamplingRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
+    prompt: str | list[StrictInt] | list[str] | list[list[StrictInt]]
     max_tokens: int = Field(16, ge=0)
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=MOST_LIKELIEST)

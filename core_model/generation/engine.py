@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import logging
 import threading
 import time
 from collections import deque
@@ -33,6 +34,8 @@ from core_model.model import V3ForCausalLM
 from core_model.moe.gate import Routing
 from core_model.parallel.device import wait_for
 from core_model.tokenizer import decode_tokens
+
+log = logging.getLogger(__name__)
 
 SPARE = 4  # times the room that is needed may stay in use
 PREFILL_TOKENS = 4096  # of prompts in one forward: what the running samples wait for at most
@@ -203,14 +206,24 @@ class Engine:
     def drive(self, stop: threading.Event) -> None:
         """Take steps until told to stop, for others that submit: the work of a thread of its own.
 
-        What runs is then aborted, so that nobody waits for it. Set the event, then call `wake`.
+        A step that fails (there may be no memory for what was asked) aborts what there is, is logged, and the next
+        requests are served again. What runs at the end is aborted, so that nobody waits for it. Set the event, then
+        call `wake`.
         """
         self.has_driver = True
         try:
             with self._inference():
                 while not stop.is_set():
                     self._wake.clear()
-                    if not self.step():
+                    try:
+                        busy = self.step()
+                    except Exception:
+                        log.exception("a step of generation failed; what was running is aborted")
+                        with self._stepping:
+                            self._abandon()
+                            self._cache = None
+                        continue
+                    if not busy:
                         self._wake.wait()
         finally:
             with self._stepping:
@@ -224,7 +237,8 @@ class Engine:
     @property
     def load(self) -> tuple[int, int]:
         """Samples running, and samples waiting; a snapshot."""
-        reading = len(self._prefill.samples) if self._prefill else 0
+        job = self._prefill  # once: another thread may take it away
+        reading = len(job.samples) if job else 0
         waiting = len(self._waiting) + sum(request.params.n for request in tuple(self._inbox))
         return len(self._rows) + reading, waiting
 
@@ -325,6 +339,11 @@ class Engine:
         for sample in [sample for sample in self._waiting if sample.request.aborted]:
             self._waiting.remove(sample)
             self._never_started(sample)
+        job = self._prefill
+        if job is not None and all(sample.request.aborted for sample in job.samples):
+            self._prefill = None
+            for sample in job.samples:
+                self._never_started(sample)
 
     def _never_started(self, sample: Sample) -> None:
         sample.request.finish(sample.index, Completion([], [] if sample.params.logprobs else None, "abort"))

@@ -14,6 +14,8 @@ from torch import Tensor
 from core_model.generation.request import Completion, FinishReason, Sample
 from core_model.generation.sampling import stream
 
+COLDEST = 1e-4  # temperature below which sampling is greedy
+
 
 class Rows:
     """State of up to `max_rows` samples."""
@@ -47,7 +49,9 @@ class Rows:
         self.samples.append(sample)
         self.length[row], self.made[row], self.limit[row] = len(sample.request.prompt), 0, params.max_new_tokens
         self.streams[row] = stream(params.seed, sample.index)
-        self.settings[row] = params.temperature, params.top_p, params.top_k
+        # Dividing by less overflows: so cold, only the likeliest token is left.
+        temperature = params.temperature if params.temperature >= COLDEST else 0.0
+        self.settings[row] = temperature, params.top_p, params.top_k
         self.wanted[row], self.accepted[row], self.proposed[row] = params.speculative, 0, 0
         self.drafts[row] = -1
 

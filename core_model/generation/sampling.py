@@ -50,7 +50,7 @@ class SamplingParams:
 
     Args:
         max_new_tokens: limit on generated tokens, stop token included.
-        temperature: 0 is greedy.
+        temperature: 0 is greedy, and so is what is below 1e-4.
         top_p, top_k: nucleus and top-k limits; 1.0 and 0 turn them off.
         n: samples of the prompt.
         seed: the random numbers of sample i depend on (seed, i) alone, not on the batch around it.

@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,6 +127,10 @@ class Service:
     def alive(self) -> bool:
         return self._thread.is_alive()
 
+    @property
+    def stopping(self) -> bool:
+        return self._stop.is_set()
+
     def start(self) -> None:
         self._thread.start()
 
@@ -144,6 +148,8 @@ class Service:
         """
         if not self.alive:
             raise Refusal(503, "the engine has stopped", "server_error")
+        if len(prompts) * params.n > self.settings.max_waiting:
+            raise Refusal(400, f"a request asks for at most {self.settings.max_waiting} samples")
         if self.engine.load[1] + len(prompts) * params.n > self.settings.max_waiting:
             raise Refusal(
                 429, f"{self.settings.max_waiting} samples are waiting already; try later", "overloaded_error"
@@ -157,7 +163,7 @@ class Service:
 
         def listener(first_choice: int) -> Any:
             def tell(delta: Delta) -> None:
-                if not loop.is_closed():
+                with suppress(RuntimeError):  # the loop is closed: nobody listens any more
                     loop.call_soon_threadsafe(job.news.put_nowait, (first_choice + delta.index, delta))
 
             return tell
@@ -189,9 +195,12 @@ class Service:
                 try:
                     choice, delta = await asyncio.wait_for(job.news.get(), PATIENCE)
                 except TimeoutError:
+                    if not self.alive:  # it stopped between the request's coming and its being taken up
+                        raise Refusal(503, "the server is stopping", "server_error") from None
                     continue
                 if delta.finish_reason == "abort":
-                    raise Refusal(503, "the server is stopping", "server_error")
+                    why = "the server is stopping" if self.stopping else "generation failed; try again, or ask for less"
+                    raise Refusal(503, why, "server_error")
                 self.metrics.tokens.labels("generated").inc(len(delta.token_ids))
                 left -= delta.finish_reason is not None
                 yield choice, delta
@@ -233,6 +242,10 @@ def create_app(engine: Engine, tokenizer: PreTrainedTokenizerFast, settings: Ser
     @app.exception_handler(HTTPException)
     async def unknown(request: Request, error: HTTPException) -> Response:
         return _refused(Refusal(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _refused(Refusal(500, f"{type(error).__name__}", "server_error"))
 
     @app.get("/health")
     async def health() -> Response:
@@ -306,10 +319,10 @@ class Guard:
 
     def _authorise(self, request: Request) -> None:
         key = self._service.settings.api_key
-        if key is None or request.url.path == "/health":
+        if key is None or request.scope["path"] == "/health":
             return
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), key.encode()):
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), key.encode()):
             raise Refusal(401, "a valid API key is needed: Authorization: Bearer KEY", "authentication_error")
 
     async def _body(self, receive: Receive) -> bytes:
@@ -482,7 +495,7 @@ class _Completions(_Endpoint):
         text.text += text.stream.push([t for t in delta.token_ids if t not in self._stop_ids])
         text.tokens += delta.token_ids
         text.logprobs += delta.logprobs
-        text.top += delta.top_logprobs
+        text.top += delta.top_logprobs or [[] for _ in delta.token_ids]
         if delta.finish_reason is not None:
             text.text += text.stream.finish()
             text.finish_reason = delta.finish_reason

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+LONGEST_WAIT = 8  # tokens
 
 
 class TextStream:
@@ -35,7 +36,9 @@ class TextStream:
             return ""
         self._undecoded.append(token)
         text = decode_tokens(self._tokenizer, self._undecoded)
-        if text.endswith(REPLACEMENT) and len(self._undecoded) < 4:  # four bytes make any character
+        # A character that is not whole yet may be made so, and its last token may begin another; what is still broken
+        # after some tokens is not text.
+        if text.endswith(REPLACEMENT) and len(self._undecoded) < LONGEST_WAIT:
             return ""
         self._undecoded.clear()
         return self._release(text, last=False)
@@ -99,7 +102,9 @@ class ReplyStream:
             ended = self._thinking
             self._thinking = token == self._think and not self._thought
             self._thought = self._thought or self._thinking
-            return ReplyPart(reasoning=self._reasoning.finish() if ended and not self._thinking else "")
+            if self._thinking:  # what was held back before the thought is not continued after it
+                return ReplyPart(content=self._content.finish())
+            return ReplyPart(reasoning=self._reasoning.finish() if ended else "")
         if token == self._eos:
             return ReplyPart()
         if self._thinking:

@@ -423,6 +423,13 @@ def test_a_step_that_fails_loses_nothing(model, monkeypatch):
     assert [[one.token_ids for one in request.result()]] == expected[:1]
     assert engine.load == (0, 0)  # what was given up is not worked off
 
+    forward = Engine._forward
+    monkeypatch.setattr(Engine, "_forward", full)
+    with pytest.raises(MemoryError):
+        engine.generate([prompts[0]], params)
+    monkeypatch.setattr(Engine, "_forward", forward)
+    assert tokens_of(engine, prompts, params) == expected  # the prompt that failed is not read again
+
     def interrupted(self, *_):
         raise KeyboardInterrupt
 

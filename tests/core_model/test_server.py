@@ -173,6 +173,23 @@ def test_a_prompt_is_echoed_with_its_scores(server, model, tokenizer):
     assert only.choices[1].logprobs.token_logprobs[1:] == pytest.approx(only.choices[0].logprobs.token_logprobs[1:3])
 
 
+def test_the_coldest_temperatures_are_greedy(server):
+    settings = {"model": "nano", "prompt": "Think", "max_tokens": 6, "logprobs": 2}
+    greedy = server.openai.completions.create(**settings, temperature=0)
+    assert server.openai.completions.create(**settings, temperature=1e-40).choices[0] == greedy.choices[0]
+
+
+def test_a_step_that_fails_is_told_and_the_next_request_is_served(server, monkeypatch):
+    def full(*_):
+        raise MemoryError("no room for a cache")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Engine, "_reserve", full)
+        answer = server.http.post("/v1/completions", json={"prompt": "Think"})
+        assert answer.status_code == 503 and "generation failed" in answer.json()["error"]["message"]
+    assert server.http.post("/v1/completions", json={"prompt": "Think"}).status_code == 200
+
+
 def test_a_stop_text_ends_the_answer_and_is_not_in_it(server):
     settings = {"model": "nano", "prompt": "Think", "max_tokens": 60, "seed": 11}
     free = server.openai.completions.create(**settings).choices[0].text
@@ -203,6 +220,8 @@ def test_a_stop_text_ends_the_answer_and_is_not_in_it(server):
         ("completions", {"prompt": "a", "n": 0}, "n:"),
         ("completions", {"prompt": "a", "n": 1000}, "n:"),
         ("completions", {"prompt": "a", "stop": [""]}, "empty text"),
+        ("completions", {"prompt": "a", "stop": ["a" * 300]}, "at most 256 characters"),
+        ("completions", {"prompt": [True, False]}, "prompt"),
         ("completions", {"prompt": "a", "best_of": 3}, "best_of is not supported"),
         ("completions", {"prompt": "a", "logit_bias": {"5": 100}}, "logit_bias is not supported"),
         ("completions", {"prompt": "a", "logprobs": 1000}, "logprobs"),
@@ -243,7 +262,7 @@ def test_the_rest_of_http(server):
 def test_keys_sizes_and_queues_are_limited(model, tokenizer):
     server = Server(model, tokenizer, api_key="secret", max_body=2000, max_waiting=3, timeout=1.0, max_batch=1)
     try:
-        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secre"}):
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret"}):
             answer = server.http.post("/v1/completions", json={"prompt": "a"}, headers=headers)
             assert answer.status_code == 401
         assert server.http.get("/health").status_code == 200
@@ -252,7 +271,7 @@ def test_keys_sizes_and_queues_are_limited(model, tokenizer):
         assert server.http.post("/v1/completions", json={"prompt": "a" * 3000}).status_code == 413
         chunks = (b"x" * 1000 for _ in range(5))
         assert server.http.post("/v1/completions", content=chunks).status_code == 413
-        assert server.http.post("/v1/completions", json={"prompt": "a", "n": 9}).status_code == 429
+        assert server.http.post("/v1/completions", json={"prompt": "a", "n": 9}).status_code == 400
         late = server.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 250, "n": 3, "seed": 1})
         if late.status_code != 200:  # a quick machine may be done
             assert late.status_code == 504 and "within 1 s" in late.json()["error"]["message"]
