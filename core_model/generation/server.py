@@ -20,6 +20,7 @@ import secrets
 import socket
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -356,7 +357,7 @@ def _error(refusal: Refusal) -> dict[str, Any]:
     return {"error": {"message": refusal.message, "type": refusal.kind, "param": None, "code": refusal.status}}
 
 
-class _Endpoint:
+class _Endpoint(ABC):
     """What completions and chats share: submit, follow, answer at once or in pieces."""
 
     kind: str
@@ -368,19 +369,21 @@ class _Endpoint:
         self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())
         self.prompt_tokens = self.completion_tokens = self.reasoning_tokens = 0
 
+    @abstractmethod
     def submit(self) -> Job:
-        raise NotImplementedError
+        """Hand the prompts in."""
 
+    @abstractmethod
     def piece(self, choice: int, delta: Delta) -> dict[str, Any]:
         """The choice of one event of a stream."""
-        raise NotImplementedError
 
+    @abstractmethod
     def collect(self, choice: int, delta: Delta) -> None:
         """Take a delta into the answer that is given at once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def choices(self) -> list[dict[str, Any]]:
-        raise NotImplementedError
+        """The choices of the answer that is given at once."""
 
     async def answer(self, client: Request) -> Any:
         job = self.submit()
