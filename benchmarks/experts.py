@@ -40,24 +40,27 @@ def run() -> Iterator[BenchmarkRow]:
     ):
         config = case.config
         flops = 3 * 2 * 3 * config.hidden_size * config.moe_intermediate_size * config.num_experts_per_tok
-        yield compare(
-            f"{case.name}, {case.tokens} tokens",
-            "tokens/s",
-            case.tokens,
-            *_sides(config, case.tokens),
-            "transformers DeepseekV3Experts, bf16",
-            repetitions=7,
-            limit=rate / flops,
-        )
+        for implementation in ("eager", "grouped_mm"):
+            yield compare(
+                f"{case.name}, {case.tokens} tokens",
+                "tokens/s",
+                case.tokens,
+                *_sides(config, case.tokens, implementation),
+                f"transformers DeepseekV3Experts, bf16, {implementation}",
+                repetitions=7,
+                limit=rate / flops,
+            )
 
 
-def _sides(config: V3Config, tokens: int) -> tuple[Callable[[], None], Callable[[], None]]:
+def _sides(config: V3Config, tokens: int, implementation: str) -> tuple[Callable[[], None], Callable[[], None]]:
     from transformers import DeepseekV3Config
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
     device, generator = training_device(), torch.Generator().manual_seed(0)
     ours = Experts(config).to(device)
-    theirs = DeepseekV3Experts(DeepseekV3Config.from_dict(disk_config(config, Storage(torch.float32)))).to(device)
+    peer_config = DeepseekV3Config.from_dict(disk_config(config, Storage(torch.float32)))
+    peer_config._experts_implementation = implementation
+    theirs = DeepseekV3Experts(peer_config).to(device)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.copy_(0.06 * torch.randn(parameter.shape, generator=generator))
