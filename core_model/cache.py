@@ -35,7 +35,7 @@ class LatentCache:
         shape = (config.num_hidden_layers + drafts, max_rows, max_positions, width)
         self.buffer_LBSC = torch.zeros(shape, dtype=dtype, device=device)
         self._rows = slice(0, 0)
-        self._position_ids = torch.zeros(0, 0, dtype=torch.long)
+        self._position_ids = self._row_index = torch.zeros(0, 0, dtype=torch.long)
         self._end = 0
 
     @property
@@ -46,6 +46,7 @@ class LatentCache:
         """Open rows [first_row, first_row + B) for one forward over `position_ids` [B, T]."""
         self._rows = slice(first_row, first_row + position_ids.shape[0])
         self._position_ids = position_ids
+        self._row_index = torch.arange(position_ids.shape[0], device=position_ids.device).unsqueeze(1)
         self._end = int(position_ids.max()) + 1
 
     def is_open_for(self, position_ids: Tensor) -> bool:
@@ -55,8 +56,8 @@ class LatentCache:
     def update(self, kv_BTC: Tensor, layer_index: int) -> Tensor:
         """Store [B, T, C+R] of the open rows and return their cache up to the furthest position, [B, S, C+R]."""
         rows = self.buffer_LBSC[layer_index, self._rows]
-        index = self._position_ids[..., None].expand(-1, -1, rows.shape[-1])
-        rows.scatter_(1, index, kv_BTC.to(rows.dtype))
+        # Not scatter_, which takes 300 us in bf16 on CPU.
+        rows[self._row_index, self._position_ids] = kv_BTC.to(rows.dtype)
         return rows[:, : self._end]
 
     def visible(self) -> Tensor | None:
@@ -66,6 +67,13 @@ class LatentCache:
             return None
         keys = torch.arange(self._end, device=self._position_ids.device)
         return (keys <= self._position_ids[..., None]).unsqueeze(1)
+
+    def mask(self) -> Tensor | None:
+        """What `visible` says as a summand for scores, fp32 [B, T, 1, S]; None where every query sees everything."""
+        if self._position_ids.shape[1] == 1 and bool((self._position_ids == self._end - 1).all()):
+            return None
+        beyond = torch.arange(self._end, device=self._position_ids.device) > self._position_ids[..., None]
+        return torch.zeros(beyond.shape, device=beyond.device).masked_fill_(beyond, float("-inf")).unsqueeze(2)
 
     def move(self, source: int, target: int) -> None:
         """Copy one row onto another."""

@@ -38,7 +38,10 @@ class Completion:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one pass added to sample `index` of a request; the last one of a sample has its finish_reason."""
+    """What one pass added to sample `index` of a request, the log-probabilities if it asked for them.
+
+    The last one of a sample has its finish_reason.
+    """
 
     index: int
     token_ids: list[int]

@@ -127,30 +127,34 @@ def restrict(logits_BW: Tensor, top_p_B: Tensor, top_k_B: Tensor) -> Tensor:
     return torch.empty_like(ordered).scatter_(1, index, ordered)
 
 
-def choose(
-    logits_BW: Tensor, temperature_B: Tensor, top_p_B: Tensor, top_k_B: Tensor, uniform_B: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Next token [B] and its log-probability [B] under softmax(logits / temperature); greedy rows use temperature 1.
-
-    Sampling inverts the cumulative distribution at `uniform_B`, in fp64.
-    """
+def choose(logits_BW: Tensor, temperature_B: Tensor, top_p_B: Tensor, top_k_B: Tensor, uniform_B: Tensor) -> Tensor:
+    """Next token [B]. Sampling inverts the cumulative distribution at `uniform_B`, in fp64."""
     greedy_B = temperature_B == 0
-    scaled = logits_BW.float() / torch.where(greedy_B, 1.0, temperature_B)[:, None]
-    if bool(greedy_B.all()):
-        tokens = scaled.argmax(dim=-1)
-    else:
-        kept = scaled
-        if bool((top_p_B < 1).any() or (top_k_B > 0).any()):
-            kept = restrict(scaled, top_p_B, top_k_B)
-        cdf = kept.double().softmax(dim=-1).cumsum(dim=-1)
-        drawn = torch.searchsorted(cdf, (uniform_B.to(cdf.device) * cdf[:, -1])[:, None], right=True).squeeze(1)
-        tokens = torch.where(greedy_B, scaled.argmax(dim=-1), drawn.clamp_max(logits_BW.shape[-1] - 1))
-    logprobs = scaled.gather(1, tokens[:, None]).squeeze(1) - scaled.logsumexp(dim=-1)
-    return tokens, logprobs
+    scaled = _scaled(logits_BW, temperature_B)
+    kept = scaled
+    if bool((top_p_B < 1).any() or (top_k_B > 0).any()):
+        kept = restrict(scaled, top_p_B, top_k_B)
+    cdf = kept.double().softmax(dim=-1).cumsum(dim=-1)
+    drawn = torch.searchsorted(cdf, (uniform_B.to(cdf.device) * cdf[:, -1])[:, None], right=True).squeeze(1)
+    return torch.where(greedy_B, scaled.argmax(dim=-1), drawn.clamp_max(logits_BW.shape[-1] - 1))
+
+
+def logprobs_of(tokens_B: Tensor, logits_BW: Tensor, temperature_B: Tensor) -> Tensor:
+    """Log-probability [B] of each token under softmax(logits / temperature); greedy rows use temperature 1."""
+    scaled = _scaled(logits_BW, temperature_B)
+    return scaled.gather(1, tokens_B[:, None]).squeeze(1) - scaled.logsumexp(dim=-1)
 
 
 def likeliest(logits_BW: Tensor, temperature_B: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` likeliest tokens of every row, [B, count], and their log-probabilities, as in `choose`."""
-    scaled = logits_BW.float() / torch.where(temperature_B == 0, 1.0, temperature_B)[:, None]
-    values, tokens = scaled.log_softmax(dim=-1).topk(min(count, logits_BW.shape[-1]), dim=-1)
+    """The `count` likeliest tokens of every row, [B, count], and their log-probabilities, as in `logprobs_of`."""
+    values, tokens = _scaled(logits_BW, temperature_B).log_softmax(dim=-1).topk(min(count, logits_BW.shape[-1]), dim=-1)
     return tokens, values
+
+
+def _scaled(logits_BW: Tensor, temperature_B: Tensor) -> Tensor:
+    return logits_BW.float() / torch.where(temperature_B == 0, 1.0, temperature_B)[:, None]
+
+
+def pairs(tokens: Tensor, values: Tensor) -> list[list[tuple[int, float]]]:
+    """[N, K] each, as a list of pairs for each of N places."""
+    return [list(zip(*place, strict=True)) for place in zip(tokens.tolist(), values.tolist(), strict=True)]

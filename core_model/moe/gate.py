@@ -71,7 +71,11 @@ class Gate(KeepsFp32Buffers):
 
     def forward(self, x_TD: Tensor) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):  # a trainer's autocast would route in bf16
-            scores_TE = F.linear(derived(Tensor.float, x_TD), self.weight.float()).sigmoid()
+            return self.route(derived(Tensor.float, x_TD))
+
+    def route(self, x_TD: Tensor) -> Routing:
+        """`forward` of fp32 states, autocast being off."""
+        scores_TE = F.linear(x_TD, self.weight.float()).sigmoid()
         indices_TK = self.select(scores_TE.detach())
         weights_TK = scores_TE.gather(1, indices_TK)
         if self.normalise:

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-import core_model.generation.engine as engine_module
+import core_model.generation.batch as batch_module
 from core_model import V3Config, V3ForCausalLM
 from core_model.accounting import kv_bytes_per_token
 from core_model.generation import Delta, Engine, SamplingParams, ThinkingBudget
+from core_model.generation.batch import Batch
 from core_model.generation.speculation import MEASURES, SpeculationReport, SpeculationSwitch
 from core_model.model import V3Model
 
@@ -90,14 +91,14 @@ def test_a_perfect_drafter_is_always_believed(model):
     prompt, count = drawn_prompts(1, seed=2)[0], 21
     expected = plain_greedy(model, prompt, count)
     engine = Engine(model, speculate_always=True)
-    rows = engine._rows
+    rows = engine.batch.rows
 
     def oracle(ran, tokens, taken, goes_on):
         made = int(rows.made[0])
         ahead = expected[made : made + 3] if goes_on[0] else []
         rows.drafts[0] = ahead + [-1] * (3 - len(ahead))
 
-    engine._draft = oracle  # type: ignore[method-assign]
+    engine.batch._draft = oracle  # type: ignore[method-assign]
     [[one]] = engine.generate([prompt], SamplingParams(count, temperature=0.0, speculative=3))
     assert one.token_ids == expected
     assert engine.speculation.acceptance == [1.0, 1.0, 1.0]
@@ -178,14 +179,14 @@ def test_long_prompts_are_read_in_chunks_while_others_go_on(model, monkeypatch):
     prompts = drawn_prompts(3, longest=8, seed=9) + drawn_prompts(3, longest=90, seed=10)
     params = SamplingParams(12, temperature=0.0, speculative=1)
     expected = tokens_of(Engine(model), prompts, params)
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 16)
+    monkeypatch.setattr(batch_module, "PREFILL_TOKENS", 16)
     engine = Engine(model, speculate_always=True)
     first = engine.submit(prompts[0], params, stream=True)
     engine.step()
     rest = [engine.submit(prompt, params) for prompt in prompts[1:]]
     for _ in range(6):
         engine.step()
-    assert first.done or engine._rows.made[0] >= 6  # it did not wait for the long ones
+    assert first.done or engine.batch.rows.made[0] >= 6  # it did not wait for the long ones
     assert [[one.token_ids for one in request.result()] for request in (first, *rest)] == expected
 
 
@@ -199,7 +200,7 @@ def test_samples_of_one_prompt_are_read_once(model, monkeypatch):
 
     monkeypatch.setattr(V3Model, "forward", counted)
     Engine(model).generate([[1, 2, 3, 4, 5]], SamplingParams(2, n=7))
-    assert lengths == [(1, 5), (7, 1)]
+    assert lengths == [(1, 5)]
 
 
 def test_a_stream_gives_the_completion_piece_by_piece(model):
@@ -408,32 +409,32 @@ def test_a_step_that_fails_loses_nothing(model, monkeypatch):
     engine = Engine(model, max_batch=4)
     prompts, params = drawn_prompts(3, seed=17), SamplingParams(6, temperature=0.0)
     expected = tokens_of(Engine(model), prompts, params)
-    reserve = Engine._reserve
+    reserve = Batch._reserve
 
     def full(*_):
         raise MemoryError("no room for a cache")
 
     request = engine.submit(prompts[0], params)
-    monkeypatch.setattr(Engine, "_reserve", full)
+    monkeypatch.setattr(Batch, "_reserve", full)
     with pytest.raises(MemoryError):
         request.result()
     with pytest.raises(MemoryError):
         engine.generate(prompts[1:], params)
-    monkeypatch.setattr(Engine, "_reserve", reserve)
+    monkeypatch.setattr(Batch, "_reserve", reserve)
     assert [[one.token_ids for one in request.result()]] == expected[:1]
     assert engine.load == (0, 0)  # what was given up is not worked off
 
-    forward = Engine._forward
-    monkeypatch.setattr(Engine, "_forward", full)
+    forward = Batch._read
+    monkeypatch.setattr(Batch, "_read", full)
     with pytest.raises(MemoryError):
         engine.generate([prompts[0]], params)
-    monkeypatch.setattr(Engine, "_forward", forward)
+    monkeypatch.setattr(Batch, "_read", forward)
     assert tokens_of(engine, prompts, params) == expected  # the prompt that failed is not read again
 
     def interrupted(self, *_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Engine, "_settle", interrupted)
+    monkeypatch.setattr(Batch, "_settle", interrupted)
     with pytest.raises(KeyboardInterrupt):
         engine.generate(prompts, params)
     monkeypatch.undo()
@@ -453,12 +454,12 @@ def test_drafts_that_spell_the_end_are_accepted_ones(model):
             break
     stop = late[0]
     engine = Engine(model, speculate_always=True)
-    rows, place = engine._rows, expected.index(stop)
+    rows, place = engine.batch.rows, expected.index(stop)
 
     def oracle(ran, tokens, taken, goes_on):
         rows.drafts[0] = expected[1:8] if goes_on[0] else -1
 
-    engine._draft = oracle  # type: ignore[method-assign]
+    engine.batch._draft = oracle  # type: ignore[method-assign]
     [[one]] = engine.generate([prompt], SamplingParams(20, temperature=0.0, speculative=7, stop_ids=(stop,)))
     assert one.token_ids == expected[: place + 1] and one.finish_reason == "stop"
     assert one.accepted_drafts == place  # all but the first token, the stop among them
@@ -468,16 +469,16 @@ def test_a_large_cache_is_let_go(model):
     engine = Engine(model, max_batch=32)
     engine.generate([[1, 2, 3]] * 32, SamplingParams(5))
     engine.generate([[1] * 150], SamplingParams(20))
-    assert engine._cache.buffer_LBSC.shape[1:3] == (1, 170)
-    large = engine._cache
+    assert engine.batch.cache.buffer_LBSC.shape[1:3] == (1, 170)
+    large = engine.batch.cache
     engine.generate([[1] * 100], SamplingParams(20))
-    assert engine._cache is large  # near enough
+    assert engine.batch.cache is large  # near enough
 
 
 def test_the_cache_takes_what_the_formula_says_and_grows(model):
     engine = Engine(model, max_batch=8)
     engine.generate([[1, 2, 3]] * 5, SamplingParams(7))
-    assert engine._cache.nbytes == 5 * 10 * kv_bytes_per_token(model.config, torch.float32)
+    assert engine.batch.cache.nbytes == 5 * 10 * kv_bytes_per_token(model.config, torch.float32)
     expected = tokens_of(Engine(model), [[5, 6]], SamplingParams(30, temperature=0.0, speculative=2))
     first = engine.submit([5, 6], SamplingParams(30, temperature=0.0))
     engine.step()

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from core_model import V3Config, V3ForCausalLM
 from core_model.generation import Engine, SamplingParams
 from core_model.generation import server as server_module
+from core_model.generation.batch import Batch
 from core_model.generation.server import ServerSettings, create_app, main
 from core_model.generation.text import ReplyStream, TextStream
 from core_model.tokenizer import (
@@ -184,7 +185,7 @@ def test_a_step_that_fails_is_told_and_the_next_request_is_served(server, monkey
         raise MemoryError("no room for a cache")
 
     with monkeypatch.context() as broken:
-        broken.setattr(Engine, "_reserve", full)
+        broken.setattr(Batch, "_reserve", full)
         answer = server.http.post("/v1/completions", json={"prompt": "Think"})
         assert answer.status_code == 503 and "generation failed" in answer.json()["error"]["message"]
     assert server.http.post("/v1/completions", json={"prompt": "Think"}).status_code == 200
