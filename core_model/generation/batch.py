@@ -32,7 +32,8 @@ from core_model.parallel.device import wait_for
 from core_model.tokenizer import decode_tokens
 
 SPARE = 4  # times the room that is needed may stay in use
-PREFILL_TOKENS = 4096  # of prompts in one forward: what the running samples wait for at most
+PREFILL_TOKENS = 4096  # of prompts in one forward while samples run: what these wait for at most
+PREFILL_TOKENS_ALONE = 16384  # while none do
 
 
 @dataclass
@@ -269,7 +270,8 @@ class Batch:
         if job is None:
             return None
         count, longest = len(job.prompts), job.longest
-        stop = min(longest, job.read + max(1, PREFILL_TOKENS // count))
+        limit = PREFILL_TOKENS if len(self.rows) else PREFILL_TOKENS_ALONE
+        stop = min(longest, job.read + max(1, limit // count))
         chunk = torch.zeros(count, stop - job.read, dtype=torch.long)
         after = torch.zeros_like(chunk)  # the tokens after them
         for row, prompt in enumerate(job.prompts):

@@ -32,6 +32,8 @@ from core_model.norm import RMSNorm
 MERGED_WORK = 2.0
 # Multiplications of an expert, over all tokens, up to which computing it for every token beats grouping the tokens.
 DENSE_WORK = 4_000_000
+# Numbers in the experts of a layer up to which reading them all costs nothing that matters.
+DENSE_WEIGHTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,8 @@ class _MoE:
         self._count, width, dim = experts.gate_up_proj.shape[0], experts.down_proj.shape[2], experts.down_proj.shape[1]
         self._routed_width = self._count * width
         self._most = DENSE_WORK // (3 * dim * width)  # tokens
+        # With fewer choices than experts, experts that are large and were not chosen had better not be read.
+        self._least = 1 if self._count * 3 * dim * width <= DENSE_WEIGHTS else self._count  # choices
         self._all: _Dense | None = None
         if self._most * source.gate.top_k >= self._count:
             gate, up = experts.gate_up_proj.chunk(2, dim=1)
@@ -238,8 +242,7 @@ class _MoE:
     def forward(self, x_XD: Tensor) -> tuple[Tensor, Routing]:
         routing = self._source.gate.route(x_XD.float())
         indices, weights = routing.indices_TK, routing.weights_TK
-        # With fewer choices than experts, most experts need not be read at all.
-        if self._all is None or not self._count <= indices.numel() <= self._most * indices.shape[1]:
+        if self._all is None or not self._least <= indices.numel() <= self._most * indices.shape[1]:
             return self._source.experts(x_XD, indices, weights) + self._shared.forward(x_XD)[0], routing
         weights_XE = weights.new_zeros(len(x_XD), self._count).scatter_(1, indices, weights).to(x_XD.dtype)
         inner = self._all.inner(x_XD)

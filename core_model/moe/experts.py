@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from core_model.config import V3Config
 
 ROW_MULTIPLE = 32
+FEW_ROWS_MULTIPLE = 4  # where an expert has less than half of that many rows: what is padded is computed
 
 
 class Rows(NamedTuple):
@@ -128,7 +129,10 @@ class _LoopedExperts(torch.autograd.Function):
 
 def looped_experts(x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Experts as a loop of GEMMs; the fast way on CPU. [T, D]"""
-    multiple = ROW_MULTIPLE if x_TD.dtype == torch.bfloat16 else 1
+    multiple = 1
+    if x_TD.dtype == torch.bfloat16:
+        many = indices_TK.numel() >= len(gate_up) * ROW_MULTIPLE // 2
+        multiple = ROW_MULTIPLE if many else FEW_ROWS_MULTIPLE
     rows = group_rows(indices_TK, len(gate_up), multiple)
     return _LoopedExperts.apply(x_TD, weights_TK, gate_up, down, rows)
 
