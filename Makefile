@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+LM_EVAL := .venv-lm-eval
 
 PACKAGES := core_model recipes eval pretrain sft rl distill benchmarks
 # Device names belong in one file; everybody else is handed a device.
@@ -11,7 +12,7 @@ DEVICE_FILE  := core_model/parallel/device.py
 DEVICE_NAMES := torch\.(cuda|npu|mps|xpu|hip)\b|["'](cuda|npu|mps|xpu|hip)(:[0-9]+)?["']
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nano test lint bench claims soak clean
+.PHONY: help setup nano test lint bench claims soak interop clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -48,6 +49,15 @@ claims: nano  ## the claims at small scale, each against its control (about an h
 
 soak: nano  ## one SIGKILL in every stage of make nano: the same numbers come out (docs/soak.md)
 	$(BIN)/python tests/soak/kill_stages.py recipes/nano/pipeline.yaml
+
+interop: $(STAMP) $(LM_EVAL)/.installed  ## outside clients, in environments of their own, against our server (docs/interop.md)
+	$(BIN)/python tests/interop/lm_eval_server.py $(LM_EVAL)/bin/python
+
+$(LM_EVAL)/.installed: tests/interop/lm_eval.txt
+	$(PYTHON) -m venv $(LM_EVAL)
+	@echo 'installing lm-eval into $(LM_EVAL)'
+	$(LM_EVAL)/bin/python -m pip install --disable-pip-version-check --quiet -r $<
+	@touch $@
 
 clean:  ## remove caches and build leftovers; runs and .venv stay
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

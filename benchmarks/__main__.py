@@ -12,7 +12,7 @@ from rich.table import Table
 
 from benchmarks.measure import BenchmarkRow
 
-NAMES = ("attention", "experts", "train_step", "decode", "speculation")
+NAMES = ("attention", "experts", "train_step", "decode", "prefill", "speculation")
 
 
 def show(name: str, rows: list[BenchmarkRow]) -> None:

@@ -46,23 +46,28 @@ def cases() -> Iterator[Case]:
 
 def run() -> Iterator[BenchmarkRow]:
     """New tokens a second, the prompts' reading included; both sides at the best of their settings."""
-    keep_freed_memory()
     for case in cases():
-        draw = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, case.config.vocab_size, (case.batch, case.prompt), generator=draw).to(training_device())
-        model = V3ForCausalLM(case.config).initialize(0.06, 0).to(training_device())  # type: ignore[arg-type]
-        my_name, mine = _best({_name(dtype): _ours(model, ids, case.new, dtype) for dtype in DTYPES})
-        their_name, theirs = _best(_peers(model, ids, case.new))
-        yield compare(
-            f"{case.name}, {case.batch} x {case.prompt} and {case.new} new, {my_name}",
-            "tokens/s",
-            case.batch * case.new,
-            mine,
-            theirs,
-            f"transformers generate, {their_name}",
-            repetitions=case.repetitions,
-            target=case.target,
-        )
+        yield row(case, case.batch * case.new)
+
+
+def row(case: Case, work: int) -> BenchmarkRow:
+    """One case, both sides at the best of their settings; `work` tokens count."""
+    keep_freed_memory()
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, case.config.vocab_size, (case.batch, case.prompt), generator=draw).to(training_device())
+    model = V3ForCausalLM(case.config).initialize(0.06, 0).to(training_device())  # type: ignore[arg-type]
+    my_name, mine = _best({_name(dtype): _ours(model, ids, case.new, dtype) for dtype in DTYPES})
+    their_name, theirs = _best(_peers(model, ids, case.new))
+    return compare(
+        f"{case.name}, {case.batch} x {case.prompt} and {case.new} new, {my_name}",
+        "tokens/s",
+        work,
+        mine,
+        theirs,
+        f"transformers generate, {their_name}",
+        repetitions=case.repetitions,
+        target=case.target,
+    )
 
 
 def _best(ways: dict[str, Callable[[], object]]) -> tuple[str, Callable[[], object]]:
