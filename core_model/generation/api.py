@@ -70,6 +70,8 @@ class SamplingRequest(BaseModel):
 
     @model_validator(mode="after")
     def _is_supported(self) -> SamplingRequest:
+        if "stream_options" in self.model_fields_set and not self.stream:
+            raise ValueError("stream_options needs stream")
         for name, neutral in NEUTRAL.items():
             if (value := (self.model_extra or {}).get(name)) not in neutral:
                 raise ValueError(f"{name} is not supported, found {value!r}")
@@ -86,6 +88,7 @@ class SamplingRequest(BaseModel):
             seed=seed if self.seed is None else self.seed,
             stop_ids=(special_id(tokenizer, EOS),),
             stop=tuple(self.stop),
+            raw_logprobs=True,  # as OpenAI's: the model's own, which the temperature does not change
             **more,
         )
 
@@ -140,7 +143,11 @@ class ChatMessage(BaseModel):
 
 
 class ChatRequest(SamplingRequest):
-    """`POST /v1/chat/completions`; the two limits on the thought, in tokens, are Trivium's own."""
+    """`POST /v1/chat/completions`.
+
+    The two limits on the thought are Trivium's own, in tokens, its tags not counted. They do nothing to a reply without
+    a thought, but a maximum of 0 puts an empty thought at the beginning of the reply.
+    """
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
@@ -149,6 +156,12 @@ class ChatRequest(SamplingRequest):
     top_logprobs: int = Field(0, ge=0, le=MOST_LIKELIEST)
     max_thinking_tokens: int | None = Field(None, ge=0)
     min_thinking_tokens: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _asks_for_likeliest(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs")
+        return self
 
     @property
     def limit(self) -> int | None:
@@ -173,13 +186,12 @@ class ChatRequest(SamplingRequest):
         """
         if self.max_thinking_tokens is None and not self.min_thinking_tokens:
             return None
-        think, end = special_id(tokenizer, THINK), special_id(tokenizer, END_THINK)
-        most, least = self.max_thinking_tokens, self.min_thinking_tokens
-        # A thought begins with the model's own <think>, which the client does not count; without any, it stands there.
+        end, least = special_id(tokenizer, END_THINK), self.min_thinking_tokens
         return ThinkingBudget(
             end_id=end,
-            max_tokens=most + 1 if most else most,
-            closing=(end,) if most else (think, end),
-            min_tokens=least + 1 if least else 0,
+            max_tokens=self.max_thinking_tokens,
+            closing=(end,),
+            min_tokens=least,
             extending=tuple(encode_text(tokenizer, "Wait, ")) if least else (),
+            start_id=special_id(tokenizer, THINK),
         )

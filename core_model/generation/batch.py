@@ -365,9 +365,15 @@ class Batch:
         """Log-probabilities [B, J] of the tokens; zeros where no sample asked for them."""
         if not any(sample.params.logprobs for sample in self.rows.samples):
             return np.zeros(tokens_BJ.shape, dtype=np.float32)
-        temperature = self.rows.on_device(logits_BJW.device)[0].repeat_interleave(tokens_BJ.shape[1])
+        temperature = self._logprob_temperature(logits_BJW.device).repeat_interleave(tokens_BJ.shape[1])
         tokens = torch.from_numpy(tokens_BJ).to(logits_BJW.device).flatten()
         return logprobs_of(tokens, logits_BJW.flatten(0, 1), temperature).cpu().numpy().reshape(tokens_BJ.shape)
+
+    def _logprob_temperature(self, device: torch.device) -> Tensor:
+        """[B]: what logits are divided by before log-probabilities are taken; 0 stands for 1."""
+        raw = [sample.params.raw_logprobs for sample in self.rows.samples]
+        temperature = self.rows.settings[: len(self.rows), 0]
+        return torch.from_numpy(np.where(raw, np.float32(1), temperature)).to(device)
 
     def _watch(self, sample: Sample, tokens: np.ndarray, taken: int, room: int) -> tuple[int, FinishReason | None]:
         """Pass a row's tokens through its budget and its stop texts, one by one; changes `tokens`."""
@@ -444,7 +450,7 @@ class Batch:
             return
         wanted = max(self.rows.samples[row].params.top_logprobs for row in rows)
         width = logits_BJW.shape[1]
-        temperature = self.rows.on_device(logits_BJW.device)[0][rows].repeat_interleave(width)
+        temperature = self._logprob_temperature(logits_BJW.device)[rows].repeat_interleave(width)
         places = pairs(*likeliest(logits_BJW[rows].flatten(0, 1), temperature, wanted))
         for number, row in enumerate(rows):
             sample = self.rows.samples[row]

@@ -11,18 +11,34 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from core_model.generation.batch import PREFILL_TOKENS, Batch
-from core_model.generation.request import Completion, Likeliest, Listener, Request
+from core_model.generation.request import Completion, Listener, Request, Scores
 from core_model.generation.sampling import SamplingParams, pairs
 from core_model.generation.speculation import SpeculationReport
 from core_model.model import V3ForCausalLM
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Use:
+    """A model as generation wants it: how many want it so, and how the first of them found it."""
+
+    users: int = 0
+    training: bool = False
+    compute_dtype: torch.dtype | None = None
+
+
+# Of the model, not of an engine: two engines may share one, and the first to end must not take it from the other.
+_uses: WeakKeyDictionary[V3ForCausalLM, _Use] = WeakKeyDictionary()
+_uses_lock = threading.Lock()
 
 
 class Engine:
@@ -65,9 +81,8 @@ class Engine:
         self.batch = Batch(self.model, self.max_batch, self.dtype, drafts, speculate_always, tokenizer)
         self._inbox: deque[Request] = deque()  # its own, so that any thread may submit while another steps
         self._stepping = threading.RLock()
+        self._next = threading.Lock()  # whose turn it is to wait for `_stepping`, which alone is not fair
         self._wake = threading.Event()  # something was submitted
-        self._users = 0  # of the model as generation wants it
-        self._found: tuple[bool, torch.dtype | None] = (False, None)  # how the first of them found it
         self.has_driver = False  # whether a thread of its own takes the steps
 
     @property
@@ -132,7 +147,7 @@ class Engine:
 
     def step(self) -> bool:
         """Settle a token or more of every running sample; False when there is nothing to do."""
-        with self._stepping, self._inference():
+        with self._turn(), self._inference():
             self._receive()
             self.batch.drop_aborted()
             return self.batch.step()
@@ -174,26 +189,37 @@ class Engine:
         running, waiting = self.batch.load
         return running, waiting + sum(request.params.n for request in tuple(self._inbox))
 
-    def score(self, sequences: list[list[int]], top: int = 0) -> list[list[tuple[float, Likeliest]]]:
+    def score(self, sequences: list[list[int]], top: int = 0) -> list[Scores]:
         """The log-probability of every token but the first given those before it, and the `top` likeliest there.
 
         Raises:
             ValueError: an empty sequence, or one longer than `max_tokens`.
         """
-        for number, sequence in enumerate(sequences):
-            if not 0 < len(sequence) <= self.max_tokens:
-                raise ValueError(f"sequence {number}: {len(sequence)} tokens, expected 1 to {self.max_tokens}")
-        scored: dict[int, list[tuple[float, Likeliest]]] = {}
-        order = deque(sorted(range(len(sequences)), key=lambda number: len(sequences[number])))
-        with self._stepping, self._inference():
-            while order:
-                batch = [order.popleft()]
-                while order and (len(batch) + 1) * len(sequences[order[0]]) <= PREFILL_TOKENS:
-                    batch.append(order.popleft())
-                scored.update(zip(batch, self._score([sequences[number] for number in batch], top), strict=True))
+        scored: dict[int, Scores] = {}
+        for batch in self.score_batches(sequences, top):
+            scored.update(batch)
         return [scored[number] for number in range(len(sequences))]
 
-    def _score(self, sequences: list[list[int]], top: int) -> Iterator[list[tuple[float, Likeliest]]]:
+    def score_batches(self, sequences: list[list[int]], top: int = 0) -> Iterator[dict[int, Scores]]:
+        """As `score`, batch by batch: the numbers of some sequences and their scores.
+
+        Steps are taken between two batches where there are any to take, and whoever asked may give up there.
+
+        Raises:
+            ValueError: as `score`, before the first batch.
+        """
+        for number, sequence in enumerate(sequences):
+            self.check_length(sequence, f"sequence {number}: ")
+        order = deque(sorted(range(len(sequences)), key=lambda number: len(sequences[number])))
+        while order:
+            batch = [order.popleft()]
+            while order and (len(batch) + 1) * len(sequences[order[0]]) <= PREFILL_TOKENS:
+                batch.append(order.popleft())
+            with self._turn(), self._inference():
+                scores = list(self._score([sequences[number] for number in batch], top))
+            yield dict(zip(batch, scores, strict=True))
+
+    def _score(self, sequences: list[list[int]], top: int) -> Iterator[Scores]:
         """One forward over sequences of like length; padding comes last, where nothing sees it."""
         longest = len(sequences[-1])
         ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences], device=self.device)
@@ -218,24 +244,44 @@ class Engine:
         return None if self.has_driver else self.step()
 
     @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The engine's lock, in turns: who lets it go and wants it again at once comes after those who wait."""
+        with self._next:
+            self._stepping.acquire()
+        try:
+            yield
+        finally:
+            self._stepping.release()
+
+    @contextmanager
     def _inference(self) -> Iterator[None]:
         """The model as generation wants it, until the last of those who asked for that has left."""
         model = self.model
-        with self._stepping:
-            if self._users == 0:
-                self._found = model.training, model.compute_dtype
+        with _uses_lock:
+            use = _uses.setdefault(model, _Use())
+            if use.users == 0:
+                use.training, use.compute_dtype = model.training, model.compute_dtype
                 model.eval()
                 model.compute_dtype = self.dtype
-            self._users += 1
+            use.users += 1
         try:
             with torch.inference_mode():
                 yield
         finally:
-            with self._stepping:
-                self._users -= 1
-                if self._users == 0:
-                    training, model.compute_dtype = self._found
-                    model.train(training)
+            with _uses_lock:
+                use.users -= 1
+                if use.users == 0:
+                    model.compute_dtype = use.compute_dtype
+                    model.train(use.training)
+
+    def check_length(self, sequence: list[int], which: str = "") -> None:
+        """Whether a sequence can be scored.
+
+        Raises:
+            ValueError: it is empty, or longer than `max_tokens`; `which` begins the message.
+        """
+        if not 0 < len(sequence) <= self.max_tokens:
+            raise ValueError(f"{which}{len(sequence)} tokens, expected 1 to {self.max_tokens}")
 
     def check(self, prompt: list[int], params: SamplingParams, which: str = "") -> None:
         """Whether `submit` would take this.

@@ -11,10 +11,11 @@ from typing import Literal
 
 import numpy as np
 
-from core_model.generation.sampling import SamplingParams
+from core_model.generation.sampling import SamplingParams, ThinkingBudget
 
 FinishReason = Literal["stop", "length", "abort"]
 Likeliest = list[tuple[int, float]]  # tokens and their log-probabilities, the likeliest first
+Scores = list[tuple[float, Likeliest]]  # of every token but the first: its log-probability, the likeliest there
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,7 @@ class Sample:
     request: Request
     index: int
     decode: Callable[[list[int]], str] | None = None
+    unopened: bool = False  # the budget waits for the token that begins the thought
     thinking: bool = False
     thought: int = 0  # tokens of the thought so far
     closing: bool = False  # the budget is ending it
@@ -154,7 +156,9 @@ class Sample:
     top: list[Likeliest] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.thinking = self.params.thinking is not None
+        budget = self.params.thinking
+        self.unopened = budget is not None and budget.start_id is not None
+        self.thinking = budget is not None and budget.start_id is None
 
     @property
     def params(self) -> SamplingParams:
@@ -163,23 +167,31 @@ class Sample:
     @property
     def watched(self) -> bool:
         """Whether its tokens have to be looked at one by one."""
-        return self.thinking or bool(self.forced) or bool(self.params.stop)
+        return self.unopened or self.thinking or bool(self.forced) or bool(self.params.stop)
 
     def settle(self, chosen: int) -> int:
         """The token that follows, given the one the model chose: the same, or one that the budget puts there."""
-        token = self._budgeted(chosen)
         budget = self.params.thinking
-        if self.thinking and budget is not None:
+        if budget is None:
+            return chosen
+        token = self._budgeted(chosen, budget)
+        if self.unopened:
+            self.unopened = token != budget.start_id
+            self.thinking = not self.unopened
+        elif self.thinking:
             self.thinking = token != budget.end_id
             self.thought += self.thinking
         return token
 
-    def _budgeted(self, chosen: int) -> int:
-        budget = self.params.thinking
-        if self.thinking and not self.closing and budget is not None:
+    def _budgeted(self, chosen: int, budget: ThinkingBudget) -> int:
+        if self.unopened and budget.start_id is not None and budget.max_tokens == 0 and not self.closing:
+            # No thought at all: an empty one stands first, so that the model answers and does not begin one later.
+            self.closing, self.forced = True, deque((budget.start_id, *budget.closing))
+        elif self.thinking and not self.closing:
+            ends = chosen == budget.end_id or chosen in self.params.stop_ids
             if budget.max_tokens is not None and self.thought >= budget.max_tokens:
                 self.closing, self.forced = True, deque(budget.closing)
-            elif not self.forced and chosen == budget.end_id and self.thought < budget.min_tokens:
+            elif not self.forced and ends and self.thought < budget.min_tokens:
                 self.forced.extend(budget.extending)
         return self.forced.popleft() if self.forced else chosen
 

@@ -16,14 +16,18 @@ from core_model.attention import ABSORBED_QUERIES
 
 @dataclass(frozen=True)
 class ThinkingBudget:
-    """Limits on the tokens before the thought's end, kept by the engine and not by the model.
+    """Limits on the tokens of the (first) thought, its two tags not counted, kept by the engine and not by the model.
 
     Args:
         end_id: the token that ends a thought (`</think>`).
         max_tokens: when as many have been thought, `closing` is put into the text, and the model answers.
         closing: the tokens that end a thought and ask for the answer; must contain end_id.
-        min_tokens: a thought that ends before is not let end: `extending` ("Wait") takes the place of end_id.
+        min_tokens: a thought that ends before, or whose sample a stop token would end, goes on: `extending` ("Wait")
+            takes that token's place.
         extending: the tokens put there; needed with min_tokens.
+        start_id: the token that begins a thought (`<think>`): only what follows it is limited, and a reply that has
+            none is left alone; but with max_tokens of 0 the reply begins with start_id and `closing`. None where the
+            prompt has opened the thought: the first token belongs to it.
 
     Raises:
         ValueError: a limit that cannot be kept.
@@ -34,8 +38,11 @@ class ThinkingBudget:
     closing: tuple[int, ...] = ()
     min_tokens: int = 0
     extending: tuple[int, ...] = ()
+    start_id: int | None = None
 
     def __post_init__(self) -> None:
+        if self.start_id == self.end_id:
+            raise ValueError("a thought's start_id and end_id are two tokens")
         if self.max_tokens is not None and (self.max_tokens < 0 or self.end_id not in self.closing):
             raise ValueError("a thought's max_tokens is 0 or more, and its closing contains end_id")
         if self.min_tokens and (not self.extending or self.end_id in self.extending):
@@ -56,7 +63,9 @@ class SamplingParams:
         seed: the random numbers of sample i depend on (seed, i) alone, not on the batch around it.
         stop_ids: tokens that end a sample; the stop token is part of the completion.
         stop: texts that end a sample; the tokens that spell them are part of the completion.
-        logprobs: return the log-probability of each token under softmax(logits / temperature).
+        logprobs: return the log-probability of each token under softmax(logits / temperature); greedy: under the
+            model's own distribution.
+        raw_logprobs: return those of the model's own distribution, softmax(logits), at every temperature.
         top_logprobs: return as many of the likeliest tokens at every place, with theirs.
         speculative: most tokens drafted by the MTP module and checked in one pass. The sample is the same without.
         thinking: limits on the thought.
@@ -79,6 +88,7 @@ class SamplingParams:
     speculative: int = 0
     thinking: ThinkingBudget | None = None
     routed_experts: bool = False
+    raw_logprobs: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.n < 1:

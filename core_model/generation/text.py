@@ -98,6 +98,9 @@ class ReplyStream:
         return ReplyPart(self._reasoning.finish(), self._content.finish())
 
     def _push(self, token: int) -> ReplyPart:
+        if token == self._think and self._thinking:
+            self.reasoning_tokens += 1  # a thought ends at </think> alone
+            return ReplyPart()
         if token in (self._think, self._end_think):
             ended = self._thinking
             self._thinking = token == self._think and not self._thought

@@ -3,62 +3,32 @@
 from __future__ import annotations
 
 import random
-import threading
-import time
 
 import numpy as np
 import pytest
 import torch
+from small_engine import (
+    WORDS,
+    Letters,
+    drawn_prompts,
+    plain_greedy,
+    plain_logprobs,
+    small_model,
+    tokens_of,
+)
 
 import core_model.generation.batch as batch_module
 from core_model import V3Config, V3ForCausalLM
 from core_model.accounting import kv_bytes_per_token
-from core_model.generation import Delta, Engine, SamplingParams, ThinkingBudget
+from core_model.generation import Engine, SamplingParams, ThinkingBudget
 from core_model.generation.batch import Batch
 from core_model.generation.speculation import MEASURES, SpeculationReport, SpeculationSwitch
 from core_model.model import V3Model
 
-WORDS = 13
-
-
-class Letters:
-    """A tokenizer of single letters."""
-
-    backend_tokenizer = property(lambda self: self)
-
-    def decode(self, ids: list[int], **_: object) -> str:
-        return "".join(chr(ord("a") + i) for i in ids)
-
 
 @pytest.fixture(scope="module")
 def model() -> V3ForCausalLM:
-    # So few words that drafts of a random model are right now and then.
-    config = V3Config.preset("nano", vocab_size=WORDS, hidden_size=32, num_hidden_layers=3, intermediate_size=48)
-    return V3ForCausalLM(config).initialize(0.3, seed=0).eval()
-
-
-def drawn_prompts(count: int, longest: int = 12, seed: int = 0) -> list[list[int]]:
-    draw = random.Random(seed)
-    return [[draw.randrange(WORDS) for _ in range(draw.randint(1, longest))] for _ in range(count)]
-
-
-@torch.no_grad()
-def plain_greedy(model: V3ForCausalLM, prompt: list[int], count: int) -> list[int]:
-    """By forwards over the whole sequence, no cache."""
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
-
-
-@torch.no_grad()
-def plain_logprobs(model: V3ForCausalLM, prompt: list[int], tokens: list[int], temperature: float) -> torch.Tensor:
-    logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
-    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None]).squeeze(1)
-
-
-def tokens_of(engine: Engine, prompts: list[list[int]], params: SamplingParams) -> list[list[list[int]]]:
-    return [[one.token_ids for one in samples] for samples in engine.generate(prompts, params)]
+    return small_model()
 
 
 @pytest.mark.parametrize("max_batch", [1, 3, 16])
@@ -154,6 +124,22 @@ def test_alone_or_among_others_a_sample_is_the_same(model):
         for one, other in zip(expected, found, strict=True):
             assert one.token_ids == other.token_ids and one.finish_reason == other.finish_reason
             np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_raw_log_probabilities_are_the_models_own_whatever_the_temperature(model, drafts):
+    common = {"temperature": 0.5, "logprobs": True, "top_logprobs": 2, "speculative": drafts, "seed": 1}
+    engine = Engine(model, speculate_always=True)
+    for prompt in drawn_prompts(4, seed=18):
+        raw, scaled = SamplingParams(9, **common, raw_logprobs=True), SamplingParams(9, **common)
+        one, other = (request.result()[0] for request in [engine.submit(prompt, raw), engine.submit(prompt, scaled)])
+        assert one.token_ids == other.token_ids  # beside each other in one batch
+        np.testing.assert_allclose(plain_logprobs(model, prompt, one.token_ids, 1.0), one.logprobs, atol=1e-4)
+        np.testing.assert_allclose(plain_logprobs(model, prompt, one.token_ids, 0.5), other.logprobs, atol=1e-4)
+        for best, sharper in zip(one.top_logprobs, other.top_logprobs, strict=True):
+            assert [token for token, _ in best] == [token for token, _ in sharper]
+            # Divided by the temperature, the distance of two logits is twice as large.
+            assert sharper[0][1] - sharper[1][1] == pytest.approx(2 * (best[0][1] - best[1][1]), abs=1e-4)
 
 
 @pytest.mark.parametrize("drafts", [0, 2])
@@ -258,36 +244,6 @@ def test_stop_texts_end_a_sample_where_they_are_spelt(model, drafts):
 
 
 @pytest.mark.parametrize("drafts", [0, 2])
-def test_a_budget_ends_a_thought_or_extends_it(model, drafts):
-    end = 6
-    prompts = drawn_prompts(30, seed=12)
-    params = {"seed": 2, "speculative": drafts}
-    engine = Engine(model, speculate_always=True)
-    closed = ThinkingBudget(end, max_tokens=5, closing=(9, end, 10))
-    for [one] in engine.generate(prompts, SamplingParams(20, thinking=closed, **params)):
-        place = one.token_ids.index(end)
-        assert place <= 6 and len(one.token_ids) == 20
-        if place == 6:
-            assert one.token_ids[5:8] == [9, end, 10]
-    longer = ThinkingBudget(end, min_tokens=8, extending=(11, 12))
-    extended = 0
-    for [one] in engine.generate(prompts, SamplingParams(20, thinking=longer, **params)):
-        place = one.token_ids.index(end) if end in one.token_ids else 20
-        assert place >= 8
-        extended += any(one.token_ids[i : i + 2] == [11, 12] for i in range(8))
-    assert extended > 5
-    none = ThinkingBudget(end, max_tokens=0, closing=(end,))
-    assert all(one.token_ids[0] == end for [one] in engine.generate(prompts, SamplingParams(3, thinking=none)))
-    both = ThinkingBudget(end, max_tokens=4, closing=(end,), min_tokens=4, extending=(11, 12, 11, 12, 11))
-    for prompt, [one] in zip(
-        prompts, engine.generate(prompts, SamplingParams(9, thinking=both, logprobs=True, **params)), strict=True
-    ):
-        assert one.token_ids[4] == end and end not in one.token_ids[:4]  # the most holds while it is extended too
-        exact = plain_logprobs(model, prompt, one.token_ids, 1.0)  # of tokens that were put in as well
-        np.testing.assert_allclose(exact, one.logprobs, atol=1e-4)
-
-
-@pytest.mark.parametrize("drafts", [0, 2])
 def test_routed_experts_are_those_of_a_plain_forward(model, drafts):
     prompts = drawn_prompts(5, seed=13)
     params = SamplingParams(9, n=2, routed_experts=True, speculative=drafts)
@@ -299,56 +255,6 @@ def test_routed_experts_are_those_of_a_plain_forward(model, drafts):
             expected = torch.stack([routing.indices_TK for routing in routings], dim=1)
             assert one.routed_experts.dtype == np.int16
             assert one.routed_experts.tolist() == expected.tolist()
-
-
-@pytest.fixture
-def driven(model):
-    """An engine with a thread of its own; stopped at the end, if the test has not."""
-    engine, stop = Engine(model, max_batch=4), threading.Event()
-    driver = threading.Thread(target=engine.drive, args=(stop,))
-    driver.start()
-
-    def end():
-        stop.set()
-        engine.wake()
-        driver.join(timeout=60)
-        assert not driver.is_alive()
-
-    yield engine, end
-    end()
-
-
-def test_threads_may_ask_while_another_drives(model, driven):
-    engine, _ = driven
-    prompts = drawn_prompts(16, seed=14)
-    found: dict[int, list[int]] = {}
-
-    def ask(number: int) -> None:
-        found[number] = engine.submit(prompts[number], SamplingParams(6, temperature=0.0)).result()[0].token_ids
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(prompts))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert [found[number] for number in range(len(prompts))] == [plain_greedy(model, p, 6) for p in prompts]
-    assert engine.generate([[1, 2]], SamplingParams(3, temperature=0.0))[0][0].token_ids == plain_greedy(
-        model, [1, 2], 3
-    )
-    assert engine.load == (0, 0)
-
-
-def test_a_driver_that_ends_leaves_nobody_waiting(driven):
-    engine, end = driven
-    told: list[Delta] = []
-    requests = [engine.submit([1, 2, 3], SamplingParams(250, n=3), told.append) for _ in range(4)]
-    while not told:
-        time.sleep(0.001)
-    end()
-    for request in requests:
-        assert [one.finish_reason for one in request.result()] == ["abort"] * 3
-    assert sum(delta.finish_reason == "abort" for delta in told) == 12
-    assert engine.generate([[1]], SamplingParams(2))  # from here on whoever waits takes the steps
 
 
 def test_scores_and_likeliest_tokens_are_those_of_a_plain_forward(model):
@@ -377,32 +283,6 @@ def test_scores_and_likeliest_tokens_are_those_of_a_plain_forward(model):
     assert engine.score([[1, 2]])[0][0][1] == []
     with pytest.raises(ValueError, match="sequence 1: 0 tokens"):
         engine.score([[1], []])
-
-
-def test_threads_may_generate_at_once_and_the_model_is_as_before(model):
-    model.train()
-    model.compute_dtype = torch.bfloat16
-    modes = set()
-    hook = model.model.layers[0].register_forward_hook(
-        lambda layer, inputs, output: modes.add((layer.training, inputs[0].dtype))
-    )
-    engine = Engine(model, dtype=torch.float32)
-    prompts = drawn_prompts(4, seed=16)
-    threads = [
-        threading.Thread(target=lambda prompt=prompt: [engine.generate([prompt], SamplingParams(5)) for _ in range(8)])
-        for prompt in prompts
-    ]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=60)
-        assert modes == {(False, torch.float32)}
-        assert model.training and model.compute_dtype == torch.bfloat16
-    finally:
-        hook.remove()
-        model.eval()
-        model.compute_dtype = None
 
 
 def test_a_step_that_fails_loses_nothing(model, monkeypatch):

@@ -1,80 +1,38 @@
-"""The server as its clients see it: OpenAI's own, plain HTTP, rude and many."""
+"""The server as its clients see it: plain HTTP, rude and many."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import openai
 import pytest
-import torch
-import uvicorn
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from serving import QUESTION, Server, small_model, small_tokenizer, text_of, wait_until
 
+import core_model.generation.engine as engine_module
 from core_model import V3Config, V3ForCausalLM
+from core_model.errors import InputError
 from core_model.generation import Engine, SamplingParams
-from core_model.generation import server as server_module
 from core_model.generation.batch import Batch
-from core_model.generation.server import ServerSettings, create_app, main
-from core_model.generation.text import ReplyStream, TextStream
-from core_model.tokenizer import (
-    END_THINK,
-    EOS,
-    THINK,
-    decode_tokens,
-    encode_text,
-    render_prompt,
-    special_id,
-    train_tokenizer,
-)
-
-QUESTION = [{"role": "user", "content": "Compute 12+34."}]
+from core_model.generation.server import Guard, main
+from core_model.generation.service import ServerSettings, Service
+from core_model.tokenizer import EOS, special_id
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(["Compute 12+34. Think step by step, Wait, the answer is 46, é 水 🐙 naïve.\n"] * 50, 300)
+    return small_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def model() -> V3ForCausalLM:
-    config = V3Config.preset("nano", vocab_size=300, hidden_size=32, num_hidden_layers=2, intermediate_size=48)
-    return V3ForCausalLM(config).initialize(0.2, seed=0).eval()
-
-
-class Server:
-    """A server in a thread, at a port of its own."""
-
-    def __init__(self, model, tokenizer, **keys) -> None:
-        engine_keys = {key: keys.pop(key) for key in ("max_batch", "max_tokens") if key in keys}
-        self.engine = Engine(model, tokenizer, **engine_keys)
-        app = create_app(self.engine, tokenizer, ServerSettings(name="nano", **keys))
-        self.server = server_module.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2))
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-        self.thread.start()
-        wait_until(lambda: self.server.started)
-        port = self.server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=60)
-        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key=keys.get("api_key", "none"), max_retries=0)
-
-    def close(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(timeout=30)
-        assert not self.thread.is_alive()
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    return small_model()
 
 
 @pytest.fixture(scope="module")
@@ -82,102 +40,6 @@ def server(model, tokenizer) -> Iterator[Server]:
     server = Server(model, tokenizer, max_batch=16, speculative=2)
     yield server
     server.close()
-
-
-def alone(model, tokenizer, prompt: list[int], **keys) -> list[list[int]]:
-    params = SamplingParams(stop_ids=(special_id(tokenizer, EOS),), **keys)
-    return [one.token_ids for one in Engine(model, tokenizer).generate([prompt], params)[0]]
-
-
-def text_of(tokenizer, ids: list[int]) -> str:
-    stream = TextStream(tokenizer)
-    return stream.push([token for token in ids if token != special_id(tokenizer, EOS)]) + stream.finish()
-
-
-def test_openais_client_completes(server, model, tokenizer):
-    prompt = encode_text(tokenizer, "Compute 12")
-    done = server.openai.completions.create(model="nano", prompt="Compute 12", max_tokens=20, n=3, seed=7)
-    expected = alone(model, tokenizer, prompt, max_new_tokens=20, n=3, seed=7)
-    assert [c.text for c in done.choices] == [text_of(tokenizer, ids) for ids in expected]
-    assert [c.index for c in done.choices] == [0, 1, 2]
-    assert done.usage.completion_tokens == sum(map(len, expected))
-    assert done.usage.prompt_tokens == len(prompt)
-    many = server.openai.completions.create(model="nano", prompt=[prompt, prompt[:2]], max_tokens=5, temperature=0)
-    for choice, ids in zip(many.choices, (prompt, prompt[:2]), strict=True):
-        [best] = alone(model, tokenizer, ids, max_new_tokens=5, temperature=0.0)
-        assert choice.text == text_of(tokenizer, best)
-
-
-def test_openais_client_streams_the_same(server):
-    settings = {"model": "nano", "prompt": "Think", "max_tokens": 40, "n": 2, "seed": 3}
-    whole = server.openai.completions.create(**settings)
-    texts, ends = {0: "", 1: ""}, {}
-    usage = None
-    for event in server.openai.completions.create(**settings, stream=True, stream_options={"include_usage": True}):
-        usage = event.usage or usage
-        for choice in event.choices:
-            texts[choice.index] += choice.text
-            ends[choice.index] = choice.finish_reason or ends.get(choice.index)
-    assert [texts[0], texts[1]] == [choice.text for choice in whole.choices]
-    assert [ends[0], ends[1]] == [choice.finish_reason for choice in whole.choices]
-    assert usage == whole.usage
-
-
-def test_openais_client_chats(server, model, tokenizer):
-    settings = {"model": "nano", "messages": QUESTION, "max_tokens": 30, "seed": 5, "logprobs": True, "top_logprobs": 2}
-    done = server.openai.chat.completions.create(**settings)
-    [ids] = alone(model, tokenizer, render_prompt(tokenizer, QUESTION), max_new_tokens=30, seed=5)
-    stream = ReplyStream(tokenizer)
-    parts = [stream.push(ids), stream.finish()]
-    assert done.choices[0].message.content == "".join(part.content for part in parts)
-    content = done.choices[0].logprobs.content
-    assert [entry.token for entry in content] == [decode_tokens(tokenizer, [token]) for token in ids]
-    assert all(len(entry.top_logprobs) == 2 and entry.logprob <= 0 for entry in content)
-    events = list(server.openai.chat.completions.create(**settings, stream=True))
-    assert events[0].choices[0].delta.role == "assistant"
-    text = "".join(event.choices[0].delta.content or "" for event in events)
-    assert text == done.choices[0].message.content
-    assert events[-1].choices[0].finish_reason == done.choices[0].finish_reason
-
-
-def test_a_thought_is_apart_and_can_be_limited(server, tokenizer):
-    def ask(**extra):
-        return server.openai.chat.completions.create(
-            model="nano", messages=QUESTION, max_tokens=40, seed=1, extra_body=extra
-        )
-
-    none = ask(max_thinking_tokens=0)
-    assert getattr(none.choices[0].message, "reasoning_content", None) is None
-    assert none.usage.completion_tokens_details.reasoning_tokens == 0
-    assert THINK not in none.choices[0].message.content and END_THINK not in none.choices[0].message.content
-    with pytest.raises(openai.BadRequestError, match="at least 7 and at most 4"):
-        ask(max_thinking_tokens=3, min_thinking_tokens=6)
-
-
-def test_a_prompt_is_echoed_with_its_scores(server, model, tokenizer):
-    prompt = encode_text(tokenizer, "the answer is 46")
-    done = server.openai.completions.create(model="nano", prompt=prompt, max_tokens=1, echo=True, logprobs=2, seed=0)
-    logprobs = done.choices[0].logprobs
-    with torch.no_grad():
-        exact = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
-    assert logprobs.token_logprobs[0] is None and len(logprobs.tokens) == len(prompt) + 1
-    for place, token in enumerate(prompt[1:]):
-        assert logprobs.token_logprobs[place + 1] == pytest.approx(float(exact[place, token]), abs=1e-4)
-        assert max(logprobs.top_logprobs[place + 1].values()) == pytest.approx(float(exact[place].max()), abs=1e-4)
-    assert done.choices[0].text.startswith("the answer is 46")
-    assert [done.choices[0].text[offset:].startswith(word) for word, offset in
-            zip(logprobs.tokens, logprobs.text_offset, strict=True)] == [True] * (len(prompt) + 1)  # fmt: skip
-    only = server.openai.completions.create(
-        model="nano", prompt=[prompt, prompt[:3]], max_tokens=0, echo=True, logprobs=0
-    )
-    assert only.choices[0].text == "the answer is 46" and only.usage.completion_tokens == 0
-    assert only.choices[1].logprobs.token_logprobs[1:] == pytest.approx(only.choices[0].logprobs.token_logprobs[1:3])
-
-
-def test_the_coldest_temperatures_are_greedy(server):
-    settings = {"model": "nano", "prompt": "Think", "max_tokens": 6, "logprobs": 2}
-    greedy = server.openai.completions.create(**settings, temperature=0)
-    assert server.openai.completions.create(**settings, temperature=1e-40).choices[0] == greedy.choices[0]
 
 
 def test_a_step_that_fails_is_told_and_the_next_request_is_served(server, monkeypatch):
@@ -189,17 +51,6 @@ def test_a_step_that_fails_is_told_and_the_next_request_is_served(server, monkey
         answer = server.http.post("/v1/completions", json={"prompt": "Think"})
         assert answer.status_code == 503 and "generation failed" in answer.json()["error"]["message"]
     assert server.http.post("/v1/completions", json={"prompt": "Think"}).status_code == 200
-
-
-def test_a_stop_text_ends_the_answer_and_is_not_in_it(server):
-    settings = {"model": "nano", "prompt": "Think", "max_tokens": 60, "seed": 11}
-    free = server.openai.completions.create(**settings).choices[0].text
-    stop = free[7:9]
-    for stream in (False, True):
-        done = server.openai.completions.create(**settings, stop=[stop, "never there"], stream=stream)
-        choices = [event.choices[0] for event in done] if stream else done.choices
-        assert "".join(choice.text for choice in choices) == free[: free.index(stop)]
-        assert choices[-1].finish_reason == "stop"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +78,10 @@ def test_a_stop_text_ends_the_answer_and_is_not_in_it(server):
         ("completions", {"prompt": "a", "logit_bias": {"5": 100}}, "logit_bias is not supported"),
         ("completions", {"prompt": "a", "logprobs": 1000}, "logprobs"),
         ("completions", {"prompt": "a", "echo": True, "stream": True}, "echo"),
+        ("completions", {"prompt": "a", "stream_options": {"include_usage": True}}, "needs stream"),
+        ("completions", {"prompt": "", "echo": True, "max_tokens": 0}, "0 tokens"),
         ("completions", {}, "prompt"),
+        ("chat/completions", {"messages": QUESTION, "top_logprobs": 2}, "needs logprobs"),
         ("chat/completions", {"messages": []}, "messages"),
         ("chat/completions", {"messages": [{"role": "robot", "content": "a"}]}, "role"),
         ("chat/completions", {"messages": [{"role": "user"}]}, "content"),
@@ -240,7 +94,8 @@ def test_what_cannot_be_is_a_400_with_a_message(server, path, body, message):
     answer = server.http.post(f"/v1/{path}", json=body)
     assert answer.status_code == 400
     assert message in answer.json()["error"]["message"]
-    assert answer.json()["error"]["type"] == "invalid_request_error"
+    error = answer.json()["error"]
+    assert error["type"] == "invalid_request_error" and error["code"] == 400 and "param" in error
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff\xfe", b"null", b'{"prompt": NaN}'])
@@ -378,44 +233,201 @@ def test_many_requests_at_once_are_neither_lost_nor_mixed_up(server, model, toke
     wait_until(lambda: server.engine.load == (0, 0))
 
 
-def test_settings_that_cannot_be_are_said(tmp_path, capsys):
-    from core_model.errors import InputError
-
-    for arguments in (["missing"], ["missing", "--max-batch", "0"], ["missing", "--host", "0.0.0.0"]):
-        with pytest.raises(InputError):
-            main(arguments)
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_text_comes_out_whole_however_it_is_cut(tokenizer, data):
-    text = data.draw(st.text(alphabet="ab 水🐙é\n", max_size=30))
-    ids = encode_text(tokenizer, text)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=8)))
-    stops = data.draw(st.lists(st.text(alphabet="ab水🐙", min_size=1, max_size=3), max_size=2))
-    stream, pieces = TextStream(tokenizer, stops), []
-    for start, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
-        pieces.append(stream.push(ids[start:end]))
-    pieces.append(stream.finish())
-    places = [text.find(stop) for stop in stops if stop in text]
-    # Of two stop texts, the one that is spelt out first may begin later.
-    if len(places) <= 1 or not stream.stopped:
-        assert "".join(pieces) == (text[: min(places)] if places else text)
-    assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--host", "0.0.0.0"],
+        ["--max-batch", "0"],
+        ["--max-tokens", "0"],
+        ["--max-waiting", "-1"],
+        ["--speculative", "8"],
+        ["--speculative", "-1"],
+        ["--timeout", "0"],
+        ["--timeout", "-3"],
+        ["--timeout", "nan"],
+        ["--timeout", "inf"],
+        ["--body-timeout", "0"],
+        ["--port", "65536"],
+        ["--port", "-1"],
+    ],
+)
+def test_settings_that_cannot_be_are_said_before_a_model_is_looked_for(arguments, monkeypatch):
+    monkeypatch.delenv("TRIVIUM_API_KEY", raising=False)
+    with pytest.raises(InputError, match=arguments[0]):
+        main(["missing", *arguments])
 
 
-def test_a_reply_is_split_at_its_tags(tokenizer):
-    think, end, eos = (special_id(tokenizer, token) for token in (THINK, END_THINK, EOS))
-    words = encode_text(tokenizer, "step 🐙")
-    for ids, reasoning, content, thought in (
-        ([think, *words, end, *words, eos], "step 🐙", "step 🐙", len(words)),
-        ([*words, eos], "", "step 🐙", 0),
-        ([think, *words], "step 🐙", "", len(words)),
-        ([think, end, *words], "", "step 🐙", 0),
-        ([think, *words, end, *words, think, *words], "step 🐙", "step 🐙step 🐙", len(words)),
-    ):
-        stream = ReplyStream(tokenizer)
-        parts = [*(stream.push([token]) for token in ids), stream.finish()]
-        assert "".join(part.reasoning for part in parts) == reasoning
-        assert "".join(part.content for part in parts) == content
-        assert stream.reasoning_tokens == thought
+def test_a_model_that_cannot_be_served_is_said(tmp_path, tokenizer):
+    with pytest.raises(InputError, match="missing"):
+        main(["missing"])
+    bare = V3Config.preset("nano", vocab_size=300, hidden_size=32, num_hidden_layers=2, num_nextn_predict_layers=0)
+    V3ForCausalLM(bare).initialize(0.2, seed=0).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="--speculative: expected 0 for a model without an MTP module"):
+        main([str(tmp_path), "--speculative", "2"])
+
+
+def test_metrics_count_every_prompt_and_time_what_was_answered(server):
+    def shown(name: str) -> float:
+        lines = server.http.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    def difference(name: str, **body) -> float:
+        before = shown(name)
+        server.http.post("/v1/completions", json=body)
+        return shown(name) - before
+
+    prompt = [20] * 7
+    prompts, seconds = 'trivium_tokens_total{kind="prompt"}', "trivium_request_seconds_count"
+    assert difference(prompts, prompt=prompt, max_tokens=0, echo=True, logprobs=1) == 7
+    assert difference(prompts, prompt=prompt, max_tokens=2, echo=True, logprobs=1) == 7
+    assert difference(prompts, prompt=[prompt, prompt], max_tokens=2, n=3) == 14
+    assert difference(prompts, prompt=[300]) == 0
+    assert difference(seconds, prompt=prompt, max_tokens=2) == 1
+    assert difference(seconds, prompt=[300]) == 0
+
+
+@pytest.fixture
+def slow_scoring(monkeypatch):
+    """Every sequence is a batch of its own, and takes a tenth of a second; says how many were scored."""
+    scored = []
+    score = Engine._score
+
+    def slow(engine, sequences, top):
+        time.sleep(0.1)
+        scored.append(sequences)
+        return score(engine, sequences, top)
+
+    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 1)
+    monkeypatch.setattr(Engine, "_score", slow)
+    return scored
+
+
+SCORING = {"prompt": [[20, 21]] * 200, "max_tokens": 0, "echo": True, "logprobs": 0}
+
+
+def test_scoring_keeps_to_the_limits_and_others_are_served_meanwhile(model, tokenizer, slow_scoring):
+    server = Server(model, tokenizer, max_waiting=300, timeout=0.6)
+    answers = []
+    try:
+        asking = threading.Thread(target=lambda: answers.append(server.http.post("/v1/completions", json=SCORING)))
+        asking.start()
+        wait_until(lambda: bool(slow_scoring))
+        other = server.http.post("/v1/completions", json=SCORING)
+        assert other.status_code == 429 and other.headers["retry-after"] == "1"
+        assert "trivium_prompts_scoring 200.0" in server.http.get("/metrics").text
+        meanwhile = server.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 2})
+        assert meanwhile.status_code == 200 and not answers
+        asking.join(timeout=30)
+        assert answers[0].status_code == 504 and "within 0.6 s" in answers[0].json()["error"]["message"]
+        wait_until(lambda: server.http.get("/metrics").text.count("trivium_prompts_scoring 0.0") == 1)
+        after = len(slow_scoring)
+        few = server.http.post("/v1/completions", json=SCORING | {"prompt": [20, 21]})
+        assert few.status_code == 200 and len(slow_scoring) <= after + 2  # the rest was not scored first
+    finally:
+        server.close()
+
+
+def test_a_server_that_scores_can_be_stopped(model, tokenizer, slow_scoring):
+    server = Server(model, tokenizer)
+    answers = []
+    asking = [
+        threading.Thread(target=lambda: answers.append(server.http.post("/v1/completions", json=SCORING)))
+        for _ in range(4)
+    ]
+    for thread in asking:
+        thread.start()
+    wait_until(lambda: server.service.scoring == 800)
+    server.close()
+    for thread in asking:
+        thread.join(timeout=30)
+    assert [answer.status_code for answer in answers] == [503] * 4 and len(slow_scoring) < 100
+    assert "the server is stopping" in answers[0].json()["error"]["message"]
+
+
+def test_a_scoring_that_fails_is_told(server, monkeypatch):
+    def full(*_):
+        raise MemoryError("no room for the scores")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Engine, "_score", full)
+        answer = server.http.post("/v1/completions", json=SCORING)
+        assert answer.status_code == 503 and "scoring failed" in answer.json()["error"]["message"]
+    assert server.http.post("/v1/completions", json=SCORING).status_code == 200
+
+
+def test_a_service_begins_once_and_ends_though_every_pool_is_busy(model, tokenizer):
+    async def run():
+        service = Service(Engine(model, tokenizer), tokenizer, ServerSettings(name="nano"))
+        service.stop()  # before it has begun: nothing to end
+        busy, pool = threading.Event(), ThreadPoolExecutor(1)
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(pool)
+        blocked = loop.run_in_executor(None, busy.wait, 30)
+        threads = threading.active_count()
+        for _ in range(2):
+            service.start()
+            service.start()
+            assert service.alive and not service.stopping
+            assert threading.active_count() == threads + 1  # one driver
+            await asyncio.wait_for(service.end(), 10)
+            assert not service.alive and service.stopping
+        busy.set()
+        await blocked
+        assert threading.active_count() == threads
+
+    asyncio.run(run())
+
+
+def raw_request(server: Server, sent: bytes) -> socket.socket:
+    """A connection by which the beginning of a request has been sent, and no more."""
+    connection = socket.create_connection(server.server.servers[0].sockets[0].getsockname())
+    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + sent)
+    connection.settimeout(30)
+    return connection
+
+
+def test_a_body_that_does_not_arrive_is_not_waited_for(model, tokenizer):
+    server = Server(model, tokenizer, body_timeout=0.2)
+    try:
+        with raw_request(server, b'Content-Length: 100\r\n\r\n{"prompt": ') as connection:
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))  # until the server closes it
+        assert answer.startswith(b"HTTP/1.1 408") and b"connection: close" in answer.lower()
+        assert b"did not arrive within 0.2 s" in answer
+    finally:
+        server.close()
+
+
+def test_a_client_that_leaves_within_its_body_is_not_answered(server):
+    gone = 'trivium_requests_total{path="/v1/completions",status="499"}'
+    before = server.http.get("/metrics").text
+    body = b'{"prompt": "a"}'
+    # A whole request but for its last chunk, which says that it is the last.
+    raw_request(server, b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n" % (len(body), body)).close()
+    wait_until(lambda: gone in server.http.get("/metrics").text)
+
+    def answered(shown: str) -> list[str]:
+        return [line for line in shown.splitlines() if "completions" in line and "requests_total" in line]
+
+    assert [line for line in answered(server.http.get("/metrics").text) if gone not in line] == [
+        line for line in answered(before) if gone not in line
+    ]
+    handed_on, sent = [], []
+
+    async def run():
+        messages = [{"type": "http.request", "body": body, "more_body": True}, {"type": "http.disconnect"}]
+
+        async def receive():
+            return messages.pop(0)
+
+        async def send(message):
+            sent.append(message)
+
+        async def app(*_):
+            handed_on.append(True)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+        await Guard(app, server.service)(scope, receive, send)
+
+    asyncio.run(run())
+    assert not handed_on and not sent
