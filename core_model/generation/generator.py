@@ -1,0 +1,75 @@
+"""What a stage asks of whatever generates for it: our own `Engine`, a Hugging Face model, or many of them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from core_model.generation.request import Completion, Scores
+from core_model.generation.sampling import SamplingParams
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """Continues prompts and scores sequences, both given as token ids."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer; None where there is none, and then no stop texts."""
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest sequence, prompt included."""
+
+    def generate(
+        self, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]
+    ) -> list[list[Completion]]:
+        """Continue every prompt; result[i] holds the `n` samples of prompt i.
+
+        Raises:
+            ValueError: as `check`, or lists of unequal length.
+        """
+
+    def score(self, sequences: list[list[int]], top: int = 0) -> list[Scores]:
+        """The log-probability of every token but the first given those before it, and the `top` likeliest there.
+
+        Raises:
+            ValueError: an empty sequence, or one longer than `max_tokens`.
+        """
+
+    def check(self, prompt: list[int], params: SamplingParams, which: str = "") -> None:
+        """Whether `generate` would take this.
+
+        Raises:
+            ValueError: an empty prompt, one that leaves no room below `max_tokens`, or a field of `params` that this
+                generator cannot serve, by its name; `which` begins the message.
+        """
+
+    def refresh_weights(self) -> None:
+        """Take over the model's weights after an update."""
+
+
+def check_lengths(sequences: list[list[int]], max_tokens: int) -> None:
+    """Whether `score` would take these.
+
+    Raises:
+        ValueError: one is empty, or longer than `max_tokens`; the message names it by its number.
+    """
+    for number, sequence in enumerate(sequences):
+        if not 0 < len(sequence) <= max_tokens:
+            raise ValueError(f"sequence {number}: {len(sequence)} tokens, expected 1 to {max_tokens}")
+
+
+def checked_settings(
+    generator: Generator, prompts: list[list[int]], params: SamplingParams | list[SamplingParams]
+) -> list[SamplingParams]:
+    """The parameters of each prompt, after `generator.check` has passed them all.
+
+    Raises:
+        ValueError: as `Generator.generate`; the message names the prompt by its number.
+    """
+    settings = params if isinstance(params, list) else [params] * len(prompts)
+    if len(prompts) != len(settings):
+        raise ValueError(f"{len(prompts)} prompts but {len(settings)} sampling parameters")
+    for number, (prompt, one) in enumerate(zip(prompts, settings, strict=True)):
+        generator.check(prompt, one, f"prompt {number}: ")
+    return settings
