@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from core_model.generation.batch import PREFILL_TOKENS, Batch
+from core_model.generation.generator import check_lengths, checked_settings
 from core_model.generation.request import Completion, Listener, Request, Scores
 from core_model.generation.sampling import SamplingParams, pairs
 from core_model.generation.speculation import SpeculationReport
@@ -126,11 +127,7 @@ class Engine:
         Raises:
             ValueError: as `submit`, or lists of unequal length.
         """
-        settings = params if isinstance(params, list) else [params] * len(prompts)
-        if len(prompts) != len(settings):
-            raise ValueError(f"{len(prompts)} prompts but {len(settings)} sampling parameters")
-        for number, (prompt, one) in enumerate(zip(prompts, settings, strict=True)):
-            self.check(prompt, one, f"prompt {number}: ")
+        settings = checked_settings(self, prompts, params)
         # Prompts of like length are read together, with little padding.
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
         requests = {index: self.submit(prompts[index], settings[index]) for index in order}
@@ -208,8 +205,7 @@ class Engine:
         Raises:
             ValueError: as `score`, before the first batch.
         """
-        for number, sequence in enumerate(sequences):
-            self.check_length(sequence, f"sequence {number}: ")
+        check_lengths(sequences, self.max_tokens)
         order = deque(sorted(range(len(sequences)), key=lambda number: len(sequences[number])))
         while order:
             batch = [order.popleft()]
@@ -273,15 +269,6 @@ class Engine:
                 if use.users == 0:
                     model.compute_dtype = use.compute_dtype
                     model.train(use.training)
-
-    def check_length(self, sequence: list[int], which: str = "") -> None:
-        """Whether a sequence can be scored.
-
-        Raises:
-            ValueError: it is empty, or longer than `max_tokens`; `which` begins the message.
-        """
-        if not 0 < len(sequence) <= self.max_tokens:
-            raise ValueError(f"{which}{len(sequence)} tokens, expected 1 to {self.max_tokens}")
 
     def check(self, prompt: list[int], params: SamplingParams, which: str = "") -> None:
         """Whether `submit` would take this.

@@ -48,15 +48,20 @@ class Generator(Protocol):
         """Take over the model's weights after an update."""
 
 
-def check_lengths(sequences: list[list[int]], max_tokens: int) -> None:
-    """Whether `score` would take these.
+def check_length(sequence: list[int], max_tokens: int, which: str = "") -> None:
+    """Whether a sequence can be scored.
 
     Raises:
-        ValueError: one is empty, or longer than `max_tokens`; the message names it by its number.
+        ValueError: it is empty, or longer than `max_tokens`; `which` begins the message.
     """
+    if not 0 < len(sequence) <= max_tokens:
+        raise ValueError(f"{which}{len(sequence)} tokens, expected 1 to {max_tokens}")
+
+
+def check_lengths(sequences: list[list[int]], max_tokens: int) -> None:
+    """`check_length` of each; the message names the one at fault by its number."""
     for number, sequence in enumerate(sequences):
-        if not 0 < len(sequence) <= max_tokens:
-            raise ValueError(f"sequence {number}: {len(sequence)} tokens, expected 1 to {max_tokens}")
+        check_length(sequence, max_tokens, f"sequence {number}: ")
 
 
 def checked_settings(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from fastapi import Request
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from core_model.generation.generator import check_length
 from core_model.generation.request import Delta, Listener, Scores
 from core_model.generation.request import Request as EngineRequest
 from core_model.generation.sampling import SamplingParams
@@ -160,7 +161,7 @@ class Service:
         try:
             for number, prompt in enumerate(prompts):
                 if params is None:
-                    self.engine.check_length(prompt, f"prompt {number}: ")
+                    check_length(prompt, self.engine.max_tokens, f"prompt {number}: ")
                 else:
                     self.engine.check(prompt, params, f"prompt {number}: ")
         except ValueError as error:
