@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MOST_SAMPLES, MOST_STOPS, MOST_LIKELIEST, MOST_PROMPTS = 128, 16, 20, 256
 LONGEST_STOP = 256  # characters of a stop text
-# Fields of OpenAI's that would change the answer, and the values at which they change nothing.
+# Fields that would change the answer, and the values at which they change nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0, 0.0),
     "presence_penalty": (None, 0, 0.0),
@@ -24,6 +24,13 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "functions": (None, []),
     "response_format": (None, {"type": "text"}),
+    "tool_choice": (None, "none", "auto"),
+    # Of vLLM and SGLang.
+    "min_p": (None, 0, 0.0),
+    "repetition_penalty": (None, 1, 1.0),
+    "min_tokens": (None, 0),
+    "ignore_eos": (None, False),
+    "stop_token_ids": (None, []),
 }
 
 
@@ -34,14 +41,17 @@ class StreamOptions(BaseModel):
 
 
 class SamplingRequest(BaseModel):
-    """What completions and chats have in common. Fields that are not known are ignored, as OpenAI's servers do."""
+    """What completions and chats have in common.
+
+    Fields that are not known are ignored, but for those of `NEUTRAL`. So is the model's name: there is one.
+    """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     model: str = ""
     temperature: float = Field(1.0, ge=0, le=100)
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(0, ge=0, lt=2**31)
     n: int = Field(1, ge=1, le=MOST_SAMPLES)
     seed: int | None = Field(None, ge=-(2**63), lt=2**64)
     stop: list[str] = Field(default=[], max_length=MOST_STOPS)
@@ -137,9 +147,15 @@ class ChatMessage(BaseModel):
     @classmethod
     def _joined(cls, value: Any) -> Any:
         """Parts of text may come as a list."""
-        if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
-            return "".join(str(part.get("text", "")) for part in value)
-        return value
+        if not isinstance(value, list):
+            return value
+        texts: list[str] = []
+        for part in value:
+            text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+            if not isinstance(text, str):
+                return value  # refused for being no text
+            texts.append(text)
+        return "".join(texts)
 
 
 class ChatRequest(SamplingRequest):

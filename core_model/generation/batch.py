@@ -34,11 +34,12 @@ from core_model.tokenizer import decode_tokens
 SPARE = 4  # times the room that is needed may stay in use
 PREFILL_TOKENS = 4096  # of prompts in one forward while samples run: what these wait for at most
 PREFILL_TOKENS_ALONE = 16384  # while none do
+PATIENCE = 16  # passes that a sample waits for others to share its prefill
 
 
 @dataclass
 class _Prefill:
-    """Prompts on their way into the cache, in rows behind those in use; `read` tokens of each are there.
+    """Prompts on their way into the cache, in rows behind those in use; `read` tokens of each are there, in `chunks`.
 
     samples: who waits for them; of[i]: the prompt of sample i. states: normed state of each prompt's last token.
     """
@@ -48,6 +49,7 @@ class _Prefill:
     of: list[int]
     first_row: int
     read: int = 0
+    chunks: int = 0
     states: list[Tensor | None] = field(default_factory=list)
     routed: list[list[np.ndarray]] = field(default_factory=list)
 
@@ -104,8 +106,9 @@ class Batch:
         self._waiting: deque[Sample] = deque()
         self._prefill: _Prefill | None = None
         self._always = always
+        self._held_back = 0  # passes since samples wait although a row is free
         self._switch = SpeculationSwitch()
-        self._seconds = 0.0  # of the latest pass over the rows
+        self._seconds, self._timed = 0.0, 0  # of the latest pass over the rows, and how many they were
         self._routed = np.zeros((0, 0, 0, 0), dtype=np.int16)  # its experts, where somebody wants them
 
     @property
@@ -174,9 +177,13 @@ class Batch:
         """Take waiting samples into a new prefill, as many as there are rows free and tokens in a forward."""
         rows = self.rows
         free = self.max_rows - len(rows)
-        # A few free rows are not worth a forward of their own while others are decoded.
-        if not self._waiting or (len(rows) and free < max(1, self.max_rows // 4)):
+        if not self._waiting or not free:
             return
+        # A few free rows are not worth a forward of their own while others are decoded, or not at once.
+        if len(rows) and free < self.max_rows // 4 and self._held_back < PATIENCE:
+            self._held_back += 1
+            return
+        self._held_back = 0
         distinct: dict[tuple[int, ...], int] = {}
         samples: list[Sample] = []
         longest = 0
@@ -257,7 +264,7 @@ class Batch:
         started = self._now()
         hidden, routings = self.path.forward(input_ids, position_ids, self.cache)
         logits = self.path.logits(hidden)
-        self._seconds = self._now() - started
+        self._seconds, self._timed = self._now() - started, count
         if any(sample.params.routed_experts for sample in rows.samples):
             self._routed = _chosen_experts(routings, count, width + 1)
         return _Pass(logits, hidden, position_ids)
@@ -288,28 +295,32 @@ class Batch:
         if any(sample.params.routed_experts for sample in job.samples):
             chosen = _chosen_experts(routings, count, stop - job.read)
             for row, prompt in enumerate(job.prompts):
+                del job.routed[row][job.chunks :]
                 job.routed[row].append(chosen[row, : max(0, len(prompt) - job.read)])
-        job.read = stop
-        return self._join(job) if stop == longest else None
+        done = self._join(job) if stop == longest else None
+        job.read, job.chunks = stop, job.chunks + 1  # at the end: what fails is read again
+        return done
 
     def _join(self, job: _Prefill) -> _Pass:
         """Prompts are read: a row for each of their samples."""
         assert self.cache is not None
-        self._prefill = None
+        states = torch.stack([state for state in job.states if state is not None])[job.of]
+        logits = self.path.logits(states)[:, None]
+        lengths = torch.tensor([[len(job.prompts[prompt]) - 1] for prompt in job.of], device=self.device)
         buffer, first, longest = self.cache.buffer_LBSC, len(self.rows), job.longest
         source = torch.tensor(job.of, device=self.device) + job.first_row
         target = slice(first, first + len(job.samples))
         if first != job.first_row or len(job.prompts) < len(job.samples):
             buffer[:, target, :longest] = buffer[:, source, :longest]
+        # Nothing fails from here on: a sample is always in the prefill or in a row.
+        self._prefill = None
         for sample, prompt in zip(job.samples, job.of, strict=True):
             if sample.params.routed_experts:
                 sample.routed = list(job.routed[prompt])
             self.rows.add(sample)
             if not self.drafts:
                 self.rows.wanted[len(self.rows) - 1] = 0
-        states = torch.stack([state for state in job.states if state is not None])[job.of]
-        lengths = torch.tensor([[len(job.prompts[prompt]) - 1] for prompt in job.of], device=self.device)
-        return _Pass(self.path.logits(states)[:, None], states[:, None], lengths)
+        return _Pass(logits, states[:, None], lengths)
 
     # -- tokens
 
@@ -344,7 +355,7 @@ class Batch:
         rows.length[:count] = ran.positions[:, 0].cpu().numpy() + taken
         started = self._now()
         self._draft(ran, tokens, taken, np.array([reason is None for reason in reasons]))
-        if proposed.any():
+        if proposed.any() and self._timed == count:  # else rows have joined since
             seconds = self._seconds + self._now() - started
             self._switch.drafted(count, int(proposed.max()), seconds, float(taken[proposed > 0].mean()))
         self._retire(tokens, logprobs, taken, reasons)

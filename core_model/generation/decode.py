@@ -172,6 +172,7 @@ class _Attention:
         batch, length = step.rotations.shape[:2]
         down_BTX = F.linear(x_XD, self._down).view(batch, length, -1)
         query_latent, latent, k_rope = down_BTX.split((self._query_width, self._latent, self._rope), dim=-1)
+        k_rope = k_rope.clone()  # so that pairs begin at even places, whatever the width of the query latent
         _rotate_(k_rope.unsqueeze(2), step.rotations)
         kv_BSC = step.cache.update(torch.cat((_norm(latent, self._kv_norm), k_rope), dim=-1), index)
         query_latent = x_XD.view(batch, length, -1) if self._q_norm is None else _norm(query_latent, self._q_norm)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from core_model.generation.batch import PREFILL_TOKENS, Batch
-from core_model.generation.generator import check_lengths, checked_settings
+from core_model.generation.generator import check_lengths, check_tokens, checked_settings
 from core_model.generation.request import Completion, Listener, Request, Scores
 from core_model.generation.sampling import SamplingParams, pairs
 from core_model.generation.speculation import SpeculationReport
@@ -55,6 +55,9 @@ class Engine:
         deterministic: one row at a time and no drafts, so that a sample is bitwise the same whatever else is
             generated; slow.
         speculate_always: draft whenever asked to, even where it does not pay.
+
+    Raises:
+        ValueError: no room for a row, or for a prompt and a token.
     """
 
     def __init__(
@@ -74,7 +77,9 @@ class Engine:
         # By way of a tensor, which says which device of a kind it is on.
         self.device = model.device if device is None else torch.empty(0, device=device).device
         self.max_batch = 1 if deterministic else max_batch
-        self.max_tokens = max_tokens or model.config.max_position_embeddings
+        self.max_tokens = model.config.max_position_embeddings if max_tokens is None else max_tokens
+        if max_batch < 1 or self.max_tokens < 2:
+            raise ValueError(f"a batch of at least 1 and 2 tokens are needed, not {max_batch} and {self.max_tokens}")
         shared = self.dtype == model.dtype and self.device == model.device
         self.model = model if shared else copy.deepcopy(model).to(self.device)  # type: ignore[arg-type]
         drafts = not deterministic and bool(model.config.num_nextn_predict_layers)
@@ -93,7 +98,7 @@ class Engine:
 
     def refresh_weights(self) -> None:
         """Take over the model's weights and routing biases after an update: decoding uses what is derived from them."""
-        with self._stepping:
+        with self._turn():
             self._take_weights()
             self.batch.path.refresh()
 
@@ -137,7 +142,7 @@ class Engine:
         except BaseException:  # Ctrl-C, or no memory: nobody will ask for the rest
             for request in requests.values():
                 request.abort()
-            with self._stepping:
+            with self._turn():
                 self._receive()
                 self.batch.drop_aborted()
             raise
@@ -206,6 +211,8 @@ class Engine:
             ValueError: as `score`, before the first batch.
         """
         check_lengths(sequences, self.max_tokens)
+        for number, sequence in enumerate(sequences):
+            check_tokens(sequence, self.model.config.vocab_size, f"sequence {number}: ")
         order = deque(sorted(range(len(sequences)), key=lambda number: len(sequences[number])))
         while order:
             batch = [order.popleft()]
@@ -278,6 +285,7 @@ class Engine:
         """
         if not prompt:
             raise ValueError(f"{which}the prompt is empty")
+        check_tokens(prompt, self.model.config.vocab_size, which)
         if len(prompt) + params.max_new_tokens > self.max_tokens:
             raise ValueError(
                 f"{which}{len(prompt)} tokens and {params.max_new_tokens} new ones exceed {self.max_tokens}"

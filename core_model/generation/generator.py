@@ -58,6 +58,17 @@ def check_length(sequence: list[int], max_tokens: int, which: str = "") -> None:
         raise ValueError(f"{which}{len(sequence)} tokens, expected 1 to {max_tokens}")
 
 
+def check_tokens(sequence: list[int], vocabulary: int, which: str = "") -> None:
+    """Whether these are tokens of the model: others fail in the middle of a forward, and with them their neighbours.
+
+    Raises:
+        ValueError: one is none; `which` begins the message.
+    """
+    if min(sequence) < 0 or max(sequence) >= vocabulary:
+        wrong = next(token for token in sequence if not 0 <= token < vocabulary)
+        raise ValueError(f"{which}token {wrong}, expected 0 to {vocabulary - 1}")
+
+
 def check_lengths(sequences: list[list[int]], max_tokens: int) -> None:
     """`check_length` of each; the message names the one at fault by its number."""
     for number, sequence in enumerate(sequences):

@@ -23,7 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from core_model.errors import InputError
 from core_model.generation.batch import PREFILL_TOKENS
-from core_model.generation.generator import check_lengths, checked_settings
+from core_model.generation.generator import check_lengths, check_tokens, checked_settings
 from core_model.generation.request import Completion, FinishReason, Request, Sample, Scores
 from core_model.generation.rows import Rows
 from core_model.generation.sampling import SamplingParams, choose, likeliest, logprobs_of, pairs, uniforms
@@ -106,6 +106,11 @@ class HuggingFaceGenerator:
             return ()
         return tuple(found) if isinstance(found, list) else (int(found),)
 
+    @property
+    def _vocabulary(self) -> int:
+        """Tokens that the embedding has."""
+        return len(cast(Tensor, self.model.get_input_embeddings().weight))
+
     def render(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Token ids of a conversation up to where the assistant speaks, by the chat template of the tokenizer.
 
@@ -158,6 +163,8 @@ class HuggingFaceGenerator:
             ValueError: an empty sequence, or one longer than `max_tokens`.
         """
         check_lengths(sequences, self.max_tokens)
+        for number, sequence in enumerate(sequences):
+            check_tokens(sequence, self._vocabulary, f"sequence {number}: ")
         scored: dict[int, Scores] = {}
         batch: list[int] = []
         with self._inference():
@@ -179,6 +186,7 @@ class HuggingFaceGenerator:
         """
         if not prompt:
             raise ValueError(f"{which}the prompt is empty")
+        check_tokens(prompt, self._vocabulary, which)
         if len(prompt) + params.max_new_tokens > self.max_tokens:
             raise ValueError(
                 f"{which}{len(prompt)} tokens and {params.max_new_tokens} new ones exceed {self.max_tokens}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections import deque
@@ -12,6 +13,8 @@ from typing import Literal
 import numpy as np
 
 from core_model.generation.sampling import SamplingParams, ThinkingBudget
+
+log = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length", "abort"]
 Likeliest = list[tuple[int, float]]  # tokens and their log-probabilities, the likeliest first
@@ -126,8 +129,14 @@ class Request:
         return self._listener is not None
 
     def tell(self, delta: Delta) -> None:
-        if self._listener is not None:
+        if self._listener is None:
+            return
+        try:
             self._listener(delta)
+        except Exception:  # its fault alone: others are in the same step
+            log.exception("a listener failed; its request is aborted")
+            self._listener = None
+            self.abort()
 
     def finish(self, index: int, completion: Completion) -> None:
         self.completions[index] = completion

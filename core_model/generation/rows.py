@@ -15,6 +15,7 @@ from core_model.generation.request import Completion, FinishReason, Sample
 from core_model.generation.sampling import stream
 
 COLDEST = 1e-4  # temperature below which sampling is greedy
+LARGEST_TOP_K = 2**24  # fp32 has every whole number up to it, and no vocabulary is larger
 
 
 class Rows:
@@ -38,7 +39,9 @@ class Rows:
         return len(self.samples)
 
     def make_room(self, new_tokens: int, drafts: int) -> None:
-        """Widen the arrays for samples of `new_tokens` and as many drafts a pass."""
+        """Make the arrays wide enough for samples of `new_tokens` and as many drafts a pass."""
+        if not self.samples:  # what earlier samples wanted is let go
+            self.drafts = self.drafts[:, :0]
         self.tokens = _widened(self.tokens, new_tokens, 0)
         self.logprobs = _widened(self.logprobs, new_tokens, 0)
         self.drafts = _widened(self.drafts, drafts, -1)
@@ -51,7 +54,7 @@ class Rows:
         self.streams[row] = stream(params.seed, sample.index)
         # Dividing by less overflows: so cold, only the likeliest token is left.
         temperature = params.temperature if params.temperature >= COLDEST else 0.0
-        self.settings[row] = temperature, params.top_p, params.top_k
+        self.settings[row] = temperature, params.top_p, min(params.top_k, LARGEST_TOP_K)
         self.wanted[row], self.accepted[row], self.proposed[row] = params.speculative, 0, 0
         self.drafts[row] = -1
 

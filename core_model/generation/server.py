@@ -222,12 +222,26 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("trivium serve", where=f"--host {options.host}", expected=expected, found="none")
     _check(options)
     app = _open(options, key)
-    print(f"serving {options.model} at http://{options.host}:{options.port}/v1 (Ctrl-C stops)", flush=True)
-    config = uvicorn.Config(
-        app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=GRACE
-    )
-    Server(config).run()
+    with _listen(options.host, options.port) as listener:
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if listener.family == socket.AF_INET6 else host
+        print(f"serving {options.model} at http://{shown}:{port}/v1 (Ctrl-C stops)", flush=True)
+        Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)).run([listener])
     return 0
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens, so that what is printed is so.
+
+    Raises:
+        InputError: nobody can listen there.
+    """
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise InputError("trivium serve", where=f"{host}:{port}", expected="a free address", found=found) from error
 
 
 def _is_loopback(host: str) -> bool:
@@ -278,6 +292,10 @@ def _open(options: argparse.Namespace, key: str | None) -> FastAPI:
     if options.speculative and not model.config.num_nextn_predict_layers:
         expected = "0 for a model without an MTP module to draft with"
         raise InputError(folder, where=_flag("speculative"), expected=expected, found=str(options.speculative))
+    longest = model.config.max_position_embeddings
+    if options.max_tokens is not None and not 2 <= options.max_tokens <= longest:
+        expected = f"2 to {longest}, what the model was trained for"
+        raise InputError(folder, where=_flag("max_tokens"), expected=expected, found=str(options.max_tokens))
     engine = Engine(model, tokenizer, max_batch=options.max_batch, max_tokens=options.max_tokens)
     settings = ServerSettings(
         name=options.name or options.model.resolve().name,

@@ -100,14 +100,15 @@ class ReplyStream:
     def _push(self, token: int) -> ReplyPart:
         if token == self._think and self._thinking:
             self.reasoning_tokens += 1  # a thought ends at </think> alone
-            return ReplyPart()
+            return ReplyPart(reasoning=self._reasoning.finish())
         if token in (self._think, self._end_think):
             ended = self._thinking
             self._thinking = token == self._think and not self._thought
             self._thought = self._thought or self._thinking
             if self._thinking:  # what was held back before the thought is not continued after it
                 return ReplyPart(content=self._content.finish())
-            return ReplyPart(reasoning=self._reasoning.finish() if ended else "")
+            # A tag without effect is dropped, but no stop text reaches across it.
+            return ReplyPart(self._reasoning.finish()) if ended else ReplyPart(content=self._content.finish())
         if token == self._eos:
             return ReplyPart()
         if self._thinking:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import httpx
 import openai
@@ -65,6 +65,6 @@ def alone(model, tokenizer, prompt: list[int], **keys) -> list[list[int]]:
     return [one.token_ids for one in Engine(model, tokenizer).generate([prompt], params)[0]]
 
 
-def text_of(tokenizer, ids: list[int]) -> str:
-    stream = TextStream(tokenizer)
+def text_of(tokenizer, ids: list[int], stop: Sequence[str] = ()) -> str:
+    stream = TextStream(tokenizer, stop)
     return stream.push([token for token in ids if token != special_id(tokenizer, EOS)]) + stream.finish()

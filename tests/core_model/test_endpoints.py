@@ -201,6 +201,15 @@ def test_places_after_a_character_of_many_tokens_are_right(server, tokenizer):
     assert choice.text[max(places.values()) :].strip() == "b"
 
 
+@pytest.mark.parametrize("tag", [THINK, END_THINK])
+def test_no_stop_text_reaches_across_a_tag_that_is_dropped(tokenizer, tag):
+    think, end, dropped = (special_id(tokenizer, one) for one in (THINK, END_THINK, tag))
+    [first], [second] = encode_text(tokenizer, "1"), encode_text(tokenizer, "2")
+    stream = ReplyStream(tokenizer, ["12"])
+    parts = [stream.push([token]) for token in (think, first, end, first, dropped, second)]
+    assert "".join(part.content for part in parts) + stream.finish().content == "12"  # the engine has not stopped
+
+
 def test_the_coldest_temperatures_are_greedy(server):
     settings = {"model": "nano", "prompt": "Think", "max_tokens": 6, "logprobs": 2}
     greedy, coldest = (

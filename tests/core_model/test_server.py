@@ -69,6 +69,8 @@ def test_a_step_that_fails_is_told_and_the_next_request_is_served(server, monkey
         ("completions", {"prompt": "a", "temperature": -0.1}, "temperature"),
         ("completions", {"prompt": "a", "temperature": "hot"}, "temperature"),
         ("completions", {"prompt": "a", "top_p": 0}, "top_p"),
+        ("completions", {"prompt": "a", "top_k": 10**400}, "top_k"),
+        ("completions", {"prompt": "a", "min_p": 0.1}, "min_p is not supported"),
         ("completions", {"prompt": "a", "n": 0}, "n:"),
         ("completions", {"prompt": "a", "n": 1000}, "n:"),
         ("completions", {"prompt": "a", "stop": [""]}, "empty text"),
@@ -87,6 +89,7 @@ def test_a_step_that_fails_is_told_and_the_next_request_is_served(server, monkey
         ("chat/completions", {"messages": [{"role": "user"}]}, "content"),
         ("chat/completions", {"messages": [*QUESTION, {"role": "assistant", "content": "46"}]}, "user's message"),
         ("chat/completions", {"messages": [*QUESTION, {"role": "system", "content": "late"}]}, "system message"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}]}, "content"),
         ("chat/completions", {"messages": QUESTION, "tools": [{}]}, "tools is not supported"),
     ],
 )
@@ -176,9 +179,11 @@ def test_many_requests_at_once_are_neither_lost_nor_mixed_up(server, model, toke
     draw = random.Random(0)
     asked = []
     for _ in range(200):
-        prompt = [draw.randrange(10, 300) for _ in range(draw.randint(1, 60))]
+        length = draw.randint(1, 60) if draw.random() < 0.9 else draw.randint(200, 255)
+        prompt = [draw.randrange(10, 300) for _ in range(length)]
         keys = {
-            "max_tokens": draw.choice([1, 2, 5, 12]) if draw.random() < 0.98 else 196,
+            "max_tokens": min(256 - length, draw.choice([1, 2, 5, 12]) if draw.random() < 0.98 else 196),
+            "stop": draw.choice([[], [], ["e"], ["an", "12+"]]),
             "n": draw.randint(1, 8),
             "seed": draw.randrange(10**6),
             "temperature": draw.choice([0.0, 0.7, 1.0]),
@@ -201,7 +206,7 @@ def test_many_requests_at_once_are_neither_lost_nor_mixed_up(server, model, toke
                 for choice in json.loads(line.removeprefix("data: "))["choices"]:
                     texts[choice["index"]] += choice["text"]
                 if manner == "slow":
-                    await asyncio.sleep(0.002)
+                    await asyncio.sleep(0.01)
         return texts
 
     async def all_at_once():
@@ -219,17 +224,19 @@ def test_many_requests_at_once_are_neither_lost_nor_mixed_up(server, model, toke
             n=keys["n"],
             seed=keys["seed"],
             stop_ids=(special_id(tokenizer, EOS),),
+            stop=tuple(keys["stop"]),
         )
         for (_, keys, _), _ in stayed
     ]
-    expected = Engine(model, max_batch=64).generate([prompt for (prompt, _, _), _ in stayed], params)
+    alone = Engine(model, tokenizer, max_batch=64)
+    expected = alone.generate([prompt for (prompt, _, _), _ in stayed], params)
     pairs = [
-        (text, text_of(tokenizer, sample.token_ids))
-        for (_, texts), samples in zip(stayed, expected, strict=True)
+        (text, text_of(tokenizer, sample.token_ids, keys["stop"]))
+        for ((_, keys, _), texts), samples in zip(stayed, expected, strict=True)
         for text, sample in zip(texts, samples, strict=True)
     ]
-    # Among others two tokens may change places where they are as good as equal.
-    assert len(pairs) > 500 and sum(found != text for found, text in pairs) <= len(pairs) // 100
+    # Among others two tokens may change places where they are as good as equal; on most machines none do.
+    assert len(pairs) > 500 and sum(found != text for found, text in pairs) <= 2
     wait_until(lambda: server.engine.load == (0, 0))
 
 
@@ -265,6 +272,13 @@ def test_a_model_that_cannot_be_served_is_said(tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(InputError, match="--speculative: expected 0 for a model without an MTP module"):
         main([str(tmp_path), "--speculative", "2"])
+    with pytest.raises(InputError, match="--max-tokens: expected 2 to 256"):
+        main([str(tmp_path), "--max-tokens", "257"])
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(InputError, match="expected a free address; found Address already in use"),
+    ):
+        main([str(tmp_path), "--port", str(taken.getsockname()[1])])
 
 
 def test_metrics_count_every_prompt_and_time_what_was_answered(server):

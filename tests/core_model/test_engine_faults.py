@@ -1,0 +1,126 @@
+"""What goes wrong in the engine stays with the request it belongs to."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import numpy as np
+import pytest
+import torch
+from reference import random_model, tiny_config
+from small_engine import WORDS, drawn_prompts, small_model, tokens_of
+
+from core_model import V3ForCausalLM
+from core_model.accounting import kv_bytes_per_token
+from core_model.generation import Engine, SamplingParams
+from core_model.generation.batch import PATIENCE, Batch
+
+
+@pytest.fixture(scope="module")
+def model() -> V3ForCausalLM:
+    return small_model()
+
+
+GREEDY = SamplingParams(6, temperature=0.0)
+
+
+@pytest.mark.parametrize("routed", [False, True])
+def test_prompts_whose_joining_fails_are_read_again(model, monkeypatch, routed):
+    prompts = drawn_prompts(3, seed=3)
+    params = SamplingParams(6, temperature=0.0, n=2, routed_experts=routed)
+    expected = Engine(model).generate(prompts, params)
+    engine = Engine(model)
+    logits = engine.batch.path.logits
+    monkeypatch.setattr(engine.batch.path, "logits", lambda _: (_ for _ in ()).throw(MemoryError("full")))
+    requests = [engine.submit(prompt, params) for prompt in prompts]
+    with pytest.raises(MemoryError):
+        requests[0].result()
+    assert engine.load == (6, 0)  # still on their way
+    monkeypatch.setattr(engine.batch.path, "logits", logits)
+    for request, samples in zip(requests, expected, strict=True):
+        for found, wanted in zip(request.result(), samples, strict=True):
+            assert found.token_ids == wanted.token_ids
+            assert not routed or np.array_equal(found.routed_experts, wanted.routed_experts)
+
+
+def test_a_driver_whose_joining_fails_leaves_nobody_waiting(model, monkeypatch, caplog):
+    monkeypatch.setattr(Batch, "_join", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
+    engine, stop = Engine(model), threading.Event()
+    driver = threading.Thread(target=engine.drive, args=(stop,), daemon=True)
+    driver.start()
+    try:
+        with caplog.at_level(logging.CRITICAL):
+            requests = [engine.submit(prompt, GREEDY) for prompt in drawn_prompts(3)]
+            assert {one.finish_reason for request in requests for one in request.result()} == {"abort"}
+    finally:
+        stop.set()
+        engine.wake()
+        driver.join(timeout=10)
+    assert not driver.is_alive()
+
+
+@pytest.mark.parametrize("token", [-1, WORDS, 10**6])
+def test_tokens_that_are_none_are_refused_before_they_spoil_a_batch(model, token):
+    engine = Engine(model)
+    with pytest.raises(ValueError, match=f"prompt 1: token {token}, expected 0 to {WORDS - 1}"):
+        engine.generate([[1, 2], [3, token]], GREEDY)
+    with pytest.raises(ValueError, match=f"sequence 0: token {token}"):
+        engine.score([[3, token]])
+    assert engine.load == (0, 0)
+
+
+def test_a_listener_that_fails_ends_its_own_request_only(model, caplog):
+    engine, prompts = Engine(model), drawn_prompts(2, seed=5)
+
+    def broken(_):
+        raise RuntimeError("nobody home")
+
+    with caplog.at_level(logging.ERROR):
+        bad = engine.submit(prompts[0], GREEDY, broken)
+        good = engine.submit(prompts[1], GREEDY)
+        assert [one.token_ids for one in good.result()] == tokens_of(Engine(model), [prompts[1]], GREEDY)[0]
+        assert bad.result()[0].finish_reason == "abort"
+    assert "nobody home" in caplog.text
+
+
+def test_a_free_row_is_not_kept_from_a_request_for_long(model):
+    engine = Engine(model, max_batch=8)
+    engine.submit([1], SamplingParams(120, temperature=0.0, n=7))
+    engine.step()
+    late = engine.submit([2], SamplingParams(1, temperature=0.0))
+    steps = 0
+    while not late.done:
+        engine.step()
+        steps += 1
+    assert 1 < steps <= PATIENCE + 2
+
+
+def test_the_cache_has_no_place_for_drafts_that_nobody_asks_for(model):
+    engine = Engine(model, max_batch=1)
+    for speculative in (0, 3, 0):
+        engine.batch.cache = None
+        engine.generate([[1, 2, 3]], SamplingParams(7, temperature=0.0, speculative=speculative))
+        assert engine.batch.cache is not None
+        plain = 10 * kv_bytes_per_token(model.config, torch.float32)
+        assert (engine.batch.cache.nbytes == plain) == (speculative == 0)
+
+
+@pytest.mark.parametrize("keys", [{"max_batch": 0}, {"max_batch": -1}, {"max_tokens": 0}, {"max_tokens": 1}])
+def test_an_engine_without_room_is_refused(model, keys):
+    with pytest.raises(ValueError, match="a batch of at least 1 and 2 tokens"):
+        Engine(model, **keys)
+
+
+def test_any_width_of_the_query_latent_decodes():
+    model = random_model(tiny_config(q_lora_rank=17))
+    found = Engine(model).generate([[5, 6, 7]], GREEDY)[0][0].token_ids
+    ids = [5, 6, 7]
+    for token in found:
+        assert int(model(torch.tensor([ids])).logits[0, -1].argmax()) == token
+        ids.append(token)
+
+
+def test_no_number_for_top_k_is_too_large(model):
+    params = SamplingParams(6, top_k=10**400, seed=3)
+    assert tokens_of(Engine(model), [[1]], params) == tokens_of(Engine(model), [[1]], SamplingParams(6, seed=3))
