@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import openai
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import QUESTION, Server, alone, small_model, small_tokenizer, text_of
+from serving import QUESTION, alone, text_of
 
-from core_model import V3ForCausalLM
 from core_model.generation.text import LONGEST_WAIT, ReplyStream, TextStream
 from core_model.tokenizer import END_THINK, EOS, THINK, decode_tokens, encode_text, render_prompt, special_id
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model() -> V3ForCausalLM:
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def server(model, tokenizer) -> Iterator[Server]:
-    server = Server(model, tokenizer, max_batch=16, speculative=2)
-    yield server
-    server.close()
 
 
 def test_openais_client_completes(server, model, tokenizer):

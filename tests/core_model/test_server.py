@@ -8,12 +8,11 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from serving import QUESTION, Server, small_model, small_tokenizer, text_of, wait_until
+from serving import QUESTION, Server, text_of, wait_until
 
 import core_model.generation.engine as engine_module
 from core_model import V3Config, V3ForCausalLM
@@ -23,23 +22,6 @@ from core_model.generation.batch import Batch
 from core_model.generation.server import Guard, main
 from core_model.generation.service import ServerSettings, Service
 from core_model.tokenizer import EOS, special_id
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def model() -> V3ForCausalLM:
-    return small_model()
-
-
-@pytest.fixture(scope="module")
-def server(model, tokenizer) -> Iterator[Server]:
-    server = Server(model, tokenizer, max_batch=16, speculative=2)
-    yield server
-    server.close()
 
 
 def test_a_step_that_fails_is_told_and_the_next_request_is_served(server, monkeypatch):
