@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from core_model.generation.batch import PREFILL_TOKENS, Batch
-from core_model.generation.generator import check_lengths, check_tokens, checked_settings
+from core_model.generation.generator import check_lengths, check_prompt, check_tokens, checked_settings
 from core_model.generation.request import Completion, Listener, Request, Scores
 from core_model.generation.sampling import SamplingParams, pairs
 from core_model.generation.speculation import SpeculationReport
@@ -283,14 +283,6 @@ class Engine:
         Raises:
             ValueError: as `submit`; `which` begins the message.
         """
-        if not prompt:
-            raise ValueError(f"{which}the prompt is empty")
-        check_tokens(prompt, self.model.config.vocab_size, which)
-        if len(prompt) + params.max_new_tokens > self.max_tokens:
-            raise ValueError(
-                f"{which}{len(prompt)} tokens and {params.max_new_tokens} new ones exceed {self.max_tokens}"
-            )
+        check_prompt(self, prompt, params, self.model.config.vocab_size, which)
         if params.speculative and not self.model.config.num_nextn_predict_layers:
             raise ValueError(f"{which}the model has no MTP module to draft with")
-        if params.stop and self.tokenizer is None:
-            raise ValueError(f"{which}stop texts need an engine with a tokenizer")

@@ -69,6 +69,23 @@ def check_tokens(sequence: list[int], vocabulary: int, which: str = "") -> None:
         raise ValueError(f"{which}token {wrong}, expected 0 to {vocabulary - 1}")
 
 
+def check_prompt(generator: Generator, prompt: list[int], params: SamplingParams, vocabulary: int, which: str) -> None:
+    """What every generator checks of a prompt, and of the parameters that all can serve.
+
+    Raises:
+        ValueError: as `Generator.check`, or a token that is none; `which` begins the message.
+    """
+    if not prompt:
+        raise ValueError(f"{which}the prompt is empty")
+    check_tokens(prompt, vocabulary, which)
+    if len(prompt) + params.max_new_tokens > generator.max_tokens:
+        raise ValueError(
+            f"{which}{len(prompt)} tokens and {params.max_new_tokens} new ones exceed {generator.max_tokens}"
+        )
+    if params.stop and generator.tokenizer is None:
+        raise ValueError(f"{which}stop texts need a generator with a tokenizer")
+
+
 def check_lengths(sequences: list[list[int]], max_tokens: int) -> None:
     """`check_length` of each; the message names the one at fault by its number."""
     for number, sequence in enumerate(sequences):

@@ -23,7 +23,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from core_model.errors import InputError
 from core_model.generation.batch import PREFILL_TOKENS
-from core_model.generation.generator import check_lengths, check_tokens, checked_settings
+from core_model.generation.generator import check_lengths, check_prompt, check_tokens, checked_settings
 from core_model.generation.request import Completion, FinishReason, Request, Sample, Scores
 from core_model.generation.rows import Rows
 from core_model.generation.sampling import SamplingParams, choose, likeliest, logprobs_of, pairs, uniforms
@@ -184,19 +184,11 @@ class HuggingFaceGenerator:
             ValueError: an empty prompt, one that leaves no room below `max_tokens`, stop texts without a tokenizer, or
                 what only the engine can do (`speculative`, `routed_experts`); `which` begins the message.
         """
-        if not prompt:
-            raise ValueError(f"{which}the prompt is empty")
-        check_tokens(prompt, self._vocabulary, which)
-        if len(prompt) + params.max_new_tokens > self.max_tokens:
-            raise ValueError(
-                f"{which}{len(prompt)} tokens and {params.max_new_tokens} new ones exceed {self.max_tokens}"
-            )
+        check_prompt(self, prompt, params, self._vocabulary, which)
         if params.speculative:
             raise ValueError(f"{which}speculative={params.speculative}: a Hugging Face model is decoded without drafts")
         if params.routed_experts:
             raise ValueError(f"{which}routed_experts: a Hugging Face model does not tell where its tokens went")
-        if params.stop and self.tokenizer is None:
-            raise ValueError(f"{which}stop texts need a generator with a tokenizer")
 
     def _score(self, sequences: list[list[int]], top: int) -> Iterator[Scores]:
         """One forward over sequences, the longest last; padding comes last, where nothing sees it."""
