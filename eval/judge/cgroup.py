@@ -1,0 +1,108 @@
+"""A control group for one sandbox: memory and processes of all its processes together (version 1 and version 2)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import time
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+_numbers = itertools.count()
+
+
+class MemoryGroup:
+    """A new control group under our own.
+
+    Raises:
+        OSError: it cannot be made or written to; `reason_against` says so beforehand.
+    """
+
+    def __init__(self) -> None:
+        self.folders: dict[str, Path] = {}
+        self.unified = (ROOT / "cgroup.controllers").exists()
+        name = f"trivium-judge-{os.getpid()}-{next(_numbers)}"
+        own = _own_groups()
+        try:
+            for controller in ("memory", "pids"):
+                path = own["" if self.unified else controller] / name
+                if path not in self.folders.values():
+                    path.mkdir()
+                self.folders[controller] = path
+            self.limit_memory(1 << 40)
+        except (OSError, KeyError) as error:
+            self.remove()
+            raise error if isinstance(error, OSError) else OSError(f"no cgroup controller {error}") from error
+
+    @property
+    def entries(self) -> list[Path]:
+        """The files into which a process writes its number to enter."""
+        return [path / "cgroup.procs" for path in dict.fromkeys(self.folders.values())]
+
+    def limit_memory(self, limit: int) -> None:
+        """Cap the memory of all together, swap included, in bytes."""
+        memory = self.folders["memory"]
+        if self.unified:
+            (memory / "memory.max").write_text(str(limit))
+            with contextlib.suppress(FileNotFoundError):  # no swap accounting in this kernel
+                (memory / "memory.swap.max").write_text("0")
+            return
+        both, alone = memory / "memory.memsw.limit_in_bytes", memory / "memory.limit_in_bytes"
+        order = [alone, both] if not both.exists() or int(both.read_text()) >= limit else [both, alone]
+        for file in order:
+            if file.exists():
+                file.write_text(str(limit))
+
+    def limit_processes(self, count: int) -> None:
+        """Cap the number of processes and threads of all together."""
+        (self.folders["pids"] / "pids.max").write_text(str(count))
+
+    def kills(self) -> int:
+        """How many of its processes were ended for want of memory so far."""
+        name = "memory.events" if self.unified else "memory.oom_control"
+        for line in (self.folders["memory"] / name).read_text().splitlines():
+            key, _, value = line.partition(" ")
+            if key == "oom_kill":
+                return int(value)
+        return 0
+
+    def remove(self) -> None:
+        """Remove it; its processes must have ended (the kernel needs a moment to forget them)."""
+        for path in dict.fromkeys(self.folders.values()):
+            for _ in range(100):
+                try:
+                    path.rmdir()
+                except FileNotFoundError:
+                    break
+                except OSError:
+                    time.sleep(0.01)
+                else:
+                    break
+
+    @classmethod
+    def reason_against(cls) -> str | None:
+        """Why there can be none here; None when there can."""
+        try:
+            group = cls()
+        except OSError as error:
+            return str(error.strerror or error)
+        try:
+            group.limit_processes(64)
+            group.limit_memory(1 << 30)
+        except OSError as error:
+            return str(error.strerror or error)
+        finally:
+            group.remove()
+        return None
+
+
+def _own_groups() -> dict[str, Path]:
+    """The folder of the group this process is in, by controller ("" in version 2)."""
+    groups = {}
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            base = ROOT / controller if controller else ROOT
+            groups[controller] = base / path.lstrip("/")
+    return groups

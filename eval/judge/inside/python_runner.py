@@ -1,0 +1,178 @@
+"""In the child of one job: compile a Python program, run it as a real interpreter would, or call its function.
+
+A program sees the names LiveCodeBench's judge gives it (star imports of the standard library), since models were
+trained and measured with them; but they stand among the builtins, not in front of its text: line numbers stay,
+`from __future__` works, and no process has to take hundreds of names over (each name taken over copies a page of
+memory, and copying pages is most of what a test costs).
+"""
+
+import atexit
+import builtins
+import importlib
+import io
+import json
+import marshal
+import os
+import sys
+import threading
+import traceback
+import types
+
+# In this order: later names win, as they do there (builtins after math and operator: `pow` is the builtin).
+STAR_IMPORTS = (
+    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json "
+    "builtins typing"
+).split()
+MODULES = STAR_IMPORTS[:-2]  # also under their own names; `datetime` is then the module, as there
+RECURSION_LIMIT = 50_000
+INT_DIGITS = 50_000
+COMPILE_FAILED = 100  # exit status
+
+
+def warm_up():
+    """Import once what programs import most, and make the names they see."""
+    names = {}
+    for name in STAR_IMPORTS:
+        module = importlib.import_module(name)
+        public = getattr(module, "__all__", None) or [key for key in vars(module) if not key.startswith("_")]
+        names.update({key: getattr(module, key) for key in public})
+    names.update({name: sys.modules[name] for name in MODULES})
+    for name in ("stdin", "stdout", "stderr"):  # those of this process; a program imports its own
+        del names[name]
+    vars(builtins).update({name: value for name, value in names.items() if name not in vars(builtins)})
+    for name in ("array", "decimal", "fractions", "queue", "signal", "time"):
+        importlib.import_module(name)
+    sys.setrecursionlimit(RECURSION_LIMIT)
+    sys.set_int_max_str_digits(INT_DIGITS)
+
+
+def compile_program(source, rewrite=None):
+    """The code of a program's text. File 4 gets it too, marshalled, for the tests that follow, and is closed before
+    any of it runs: what is in there is ours, and that it is there says that the text was a program."""
+    try:
+        text = source.decode()
+        if rewrite is not None:
+            text = rewrite(text)
+        code = compile(text, "main.py", "exec", dont_inherit=True)
+        write(4, marshal.dumps(code))
+        os.close(4)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
+        os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="replace"))
+        os._exit(COMPILE_FAILED)
+    return code
+
+
+def write(file, data):
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+
+
+def new_main(name="__main__"):
+    """A fresh module under the program's name."""
+    module = types.ModuleType(name)
+    module.__dict__.update(__file__="main.py", __builtins__=builtins)
+    sys.modules[name] = module
+    return module
+
+
+def fresh_streams():
+    """Streams over the files of this job; those from before the fork were made for other ones."""
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
+    sys.stdout = sys.__stdout__ = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), "utf-8")
+    sys.stderr = sys.__stderr__ = io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(2, "w", closefd=False)), "utf-8", "backslashreplace", line_buffering=True
+    )
+
+
+def status_of(stop):
+    """The exit status of a SystemExit, as the interpreter gives it."""
+    if stop.code is None:
+        return 0
+    if isinstance(stop.code, int):
+        return stop.code & 0xFF
+    print(stop.code, file=sys.stderr)
+    return 1
+
+
+def finish(status):
+    """What the interpreter does at its end: wait for threads, run exit functions, flush."""
+    try:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
+        status = status or 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            status = status or 120
+    os._exit(status)
+
+
+def run_program(code):
+    """Run a compiled program as `python main.py` would."""
+    fresh_streams()
+    main = new_main()
+    status = 0
+    try:
+        exec(code, main.__dict__)
+    except SystemExit as stop:
+        status = status_of(stop)
+    except BaseException:
+        # Without our own frame; and where the program has taken sys.stderr away, to the file itself.
+        kind, error, trace = sys.exc_info()
+        trace = trace.tb_next if trace is not None else None
+        report = "".join(traceback.format_exception(kind, error, trace, limit=-20))
+        os.write(2, report.encode(errors="backslashreplace"))
+        status = 1
+    finish(status)
+
+
+class NotPlain(Exception):
+    """A value that JSON does not hold."""
+
+
+def plain(value, depth=0):
+    """`value` as JSON data, by exact type; tuples are lists, as the problems' answers are.
+
+    Raises:
+        NotPlain: an object of any other type (a subclass with an `__eq__` of its own, an array).
+    """
+    if depth > 200:
+        raise NotPlain("nested too deep")
+    kind = type(value)
+    if value is None or kind in (bool, int, float, str):
+        return value
+    if kind in (list, tuple):
+        return [plain(part, depth + 1) for part in value]
+    if kind is dict:
+        if any(type(key) is not str for key in value):
+            raise NotPlain("a dict with keys that are not strings")
+        return {key: plain(part, depth + 1) for key, part in value.items()}
+    raise NotPlain(f"a value of type {kind.__name__}")
+
+
+def run_call(job, code, text):
+    """Call the program's function with the test's arguments and write `{"value"}` or `{"not_plain"}` to file 3."""
+    fresh_streams()
+    main = new_main("solution")  # a main guard stays shut, as with the official judge
+    try:
+        exec(code, main.__dict__)
+        owner = main.Solution() if job["in_class"] else main
+        value = getattr(owner, job["entry"])(*[json.loads(line) for line in text.split("\n")])
+        try:
+            answer = {"value": plain(value)}
+        except NotPlain as error:
+            answer = {"not_plain": str(error)}
+        data = json.dumps(answer).encode()
+    except SystemExit as stop:
+        os.write(2, b"SystemExit\n")
+        os._exit(status_of(stop) or 1)
+    except BaseException:
+        os.write(2, traceback.format_exc(limit=-20).encode(errors="backslashreplace"))
+        os._exit(1)
+    write(3, data)
+    os._exit(0)

@@ -1,0 +1,151 @@
+"""Judges programs: `with Judge() as judge: verdicts = judge.judge_many(cases)`.
+
+A few workers, each with a sandbox of its own, take cases from a queue. See docs/judge.md for what a verdict means,
+what the sandbox keeps out, and how the two modes differ.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+from core_model.errors import InputError
+from eval.judge.case import Case, CaseVerdict, Isolation, Limits, Mode
+from eval.judge.layers import FULL, NAMESPACES, find_layers
+from eval.judge.sandbox import SandboxLost
+from eval.judge.worker import Worker
+
+
+class Judge:
+    """Keeps its sandboxes between calls; close it, or use it as a context manager.
+
+    Args:
+        mode: strict (a real process; what the answer is worth) or lcb-compat (LiveCodeBench's official verdicts).
+        workers: cases judged at a time; None: one for each core this process may use.
+        limits: what a program may use, where its case does not say.
+        allow_unsandboxed: judge model-written programs below the namespace level too.
+        highest: build no layer above this one (tests).
+
+    Raises:
+        InputError: no sandbox starts here, or (at the first case that is not trusted) its level is too low.
+    """
+
+    def __init__(
+        self,
+        mode: Mode = "strict",
+        workers: int | None = None,
+        limits: Limits | None = None,
+        *,
+        allow_unsandboxed: bool = False,
+        highest: int = FULL,
+    ) -> None:
+        self.mode, self.limits, self.allow_unsandboxed = mode, limits or Limits(), allow_unsandboxed
+        self.layers = find_layers(highest)
+        count = workers or len(os.sched_getaffinity(0))
+        self._workers = [Worker(self.layers, mode, self.limits) for _ in range(count)]
+        self._lock = threading.Lock()
+        try:
+            self._workers[0].start()
+        except SandboxLost as error:
+            missing = "; ".join(f"{name}: {reason}" for name, reason in self.layers.missing.items())
+            found = f"{error}" + (f" ({missing})" if missing else "")
+            raise InputError("judge", expected="a sandbox that starts (`trivium doctor`)", found=found) from error
+
+    @property
+    def isolation(self) -> Isolation:
+        """What keeps programs in on this machine."""
+        return self.layers.isolation
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all sandboxes; the next call would start new ones."""
+        for worker in self._workers:
+            worker.close()
+
+    def judge(self, case: Case) -> CaseVerdict:
+        """The verdict on one case."""
+        return self.judge_many([case])[0]
+
+    def judge_many(
+        self, cases: Sequence[Case], on_verdict: Callable[[int, CaseVerdict], None] | None = None
+    ) -> list[CaseVerdict]:
+        """Verdicts in the order of the cases.
+
+        Args:
+            on_verdict: called in this thread with a case's index and verdict, in the order in which they come.
+
+        Raises:
+            InputError: model-written programs, and the sandbox's level is too low for them.
+        """
+        if self.isolation.level < NAMESPACES and not self.allow_unsandboxed:
+            self._refuse_untrusted(cases)
+        with self._lock:  # the sandboxes serve one call at a time
+            return self._judge_many(cases, on_verdict)
+
+    def _refuse_untrusted(self, cases: Sequence[Case]) -> None:
+        if all(case.trusted for case in cases):
+            return
+        missing = "; ".join(f"{name}: {reason}" for name, reason in self.layers.missing.items())
+        raise InputError(
+            "judge",
+            expected=f"isolation level {NAMESPACES} or more for programs that a model wrote (see docs/judge.md; "
+            "`trivium doctor` shows what is missing; `judge.allow_unsandboxed=true` or --allow-unsandboxed overrides)",
+            found=f"{self.isolation} ({missing})",
+        )
+
+    def _judge_many(
+        self, cases: Sequence[Case], on_verdict: Callable[[int, CaseVerdict], None] | None
+    ) -> list[CaseVerdict]:
+        waiting = iter(range(len(cases)))  # next() on it is one bytecode: safe between threads
+        done: queue.SimpleQueue[tuple[int, CaseVerdict | BaseException]] = queue.SimpleQueue()
+        stop = threading.Event()
+
+        def work(worker: Worker) -> None:
+            for index in waiting:
+                if stop.is_set():
+                    return
+                try:
+                    done.put((index, worker.judge(cases[index])))
+                except BaseException as error:  # a fault of ours: raised in the caller's thread
+                    done.put((index, error))
+                    return
+
+        threads = [
+            threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._workers[: len(cases)]
+        ]
+        verdicts: dict[int, CaseVerdict] = {}
+        for thread in threads:
+            thread.start()
+        try:
+            while len(verdicts) < len(cases):
+                index, verdict = done.get()
+                if isinstance(verdict, BaseException):
+                    raise verdict
+                verdicts[index] = verdict
+                if on_verdict is not None:
+                    on_verdict(index, verdict)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+        return [verdicts[index] for index in range(len(cases))]
+
+
+@functools.cache
+def shared_judge(mode: Mode = "strict", workers: int | None = None, allow_unsandboxed: bool = False) -> Judge:
+    """One judge for everybody in this process who wants the same, closed when the process ends."""
+    judge = Judge(mode, workers, allow_unsandboxed=allow_unsandboxed)
+    atexit.register(judge.close)
+    return judge
