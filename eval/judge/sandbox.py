@@ -92,14 +92,15 @@ class Sandbox:
     Args:
         layers: what to build it with.
         mode: in lcb-compat it imports what that mode needs.
+        numpy: import numpy once for all; without, a program that wants it imports it itself.
         limits: `processes` and `disk_bytes` hold for the sandbox as a whole; the others come with each job.
 
     Raises:
         SandboxLost: it did not start.
     """
 
-    def __init__(self, layers: Layers, mode: Mode, limits: Limits) -> None:
-        self.layers, self.mode, self.limits = layers, mode, limits
+    def __init__(self, layers: Layers, mode: Mode, limits: Limits, *, numpy: bool = False) -> None:
+        self.layers, self.mode, self.limits, self.numpy = layers, mode, limits, numpy
         self.dirty = False
         self.user: UserLock | None = None
         self.group: MemoryGroup | None = None
@@ -145,9 +146,9 @@ class Sandbox:
                 "writable": ["/tmp", "/dev/shm"] if namespaces else [self.folder],
                 "import_from": ["/judge", "/site"] if namespaces else self._outside_folders(),
                 "official": self.mode == "lcb-compat",
+                "numpy": self.numpy,
                 # Counted per uid (and user namespace): only where no process of others has this uid.
                 "processes": self.limits.processes + 1 if namespaces or self.user else None,
-                "oom_first": "cgroup" in present,
             }
             zygote = "/judge/zygote.py" if namespaces else str(INSIDE / "zygote.py")
             command += [*interpreter(inside=namespaces), zygote, json.dumps(config)]

@@ -37,29 +37,36 @@ class Program:
     kind: str
     file: int
     compiled: bool
-    in_class: bool
+    in_class: bool = False
+    numpy: bool = False
 
 
 class Worker:
-    """Judges one case after another in a sandbox of its own, made anew whenever something was left behind in it."""
+    """Judges one case after another in a sandbox of its own, made anew whenever something was left behind in it.
+
+    It has two: programs that name numpy run where numpy is loaded already. For all others that would double what a
+    fork has to copy, and forks are most of the time.
+    """
 
     def __init__(self, layers: Layers, mode: Mode, limits: Limits) -> None:
         self.layers, self.mode, self.limits = layers, mode, limits
-        self.sandbox: Sandbox | None = None
+        self.sandboxes: dict[bool, Sandbox] = {}
+        self.cases = 0  # so far; the number of the case at hand
 
-    def start(self) -> None:
-        """Have a sandbox ready.
+    def start(self, *, numpy: bool = False) -> Sandbox:
+        """A sandbox that is ready.
 
         Raises:
             SandboxLost: none starts.
         """
-        if self.sandbox is None:
-            self.sandbox = Sandbox(self.layers, self.mode, self.limits)
+        if numpy not in self.sandboxes:
+            self.sandboxes[numpy] = Sandbox(self.layers, self.mode, self.limits, numpy=numpy)
+        return self.sandboxes[numpy]
 
     def close(self) -> None:
-        if self.sandbox is not None:
-            self.sandbox.close()
-            self.sandbox = None
+        """End the sandboxes."""
+        while self.sandboxes:
+            self.sandboxes.popitem()[1].close()
 
     def judge(self, case: Case) -> CaseVerdict:
         """The verdict; INFRA_ERROR only after several sandboxes. Never raises for anything a program does."""
@@ -86,6 +93,7 @@ class Worker:
         return CaseVerdict(verdict, detail, (-2,), -5, len(case.tests), ran=True)
 
     def _judge_once(self, case: Case) -> CaseVerdict:
+        self.cases += 1
         total = len(case.tests)
         if not case.source.strip() and self.mode == "strict":
             return CaseVerdict(Verdict.NO_ANSWER, "no program", (-4,), -4, total)
@@ -110,12 +118,11 @@ class Worker:
 
     # -- jobs ------------------------------------------------------------------------------------------------------
 
-    def _run(self, job: dict[str, Any], files: dict[str, int]) -> Ending:
-        self.start()
-        assert self.sandbox is not None
-        ending = self.sandbox.run(job, files)
-        if self.sandbox.dirty:
-            self.close()
+    def _run(self, job: dict[str, Any], files: dict[str, int], *, numpy: bool = False) -> Ending:
+        sandbox = self.start(numpy=numpy)
+        ending = sandbox.run(job, files)
+        if sandbox.dirty:
+            self.sandboxes.pop(numpy).close()
         return ending
 
     def _prepare(self, case: Case, files: ExitStack) -> Program | CaseVerdict:
@@ -129,10 +136,10 @@ class Worker:
         if language.build is None:
             official = self.mode == "lcb-compat"
             kind = "official" if official else "program" if case.entry is None else "call"
-            return Program(kind, text, False, "class Solution" in case.source)
+            return Program(kind, text, False, "class Solution" in case.source, "numpy" in case.source)
         binary = files.enter_context(memory_file())
-        job = {"kind": "build", "argv": language.build, "source_name": language.source_name, **BUILD_LIMITS}
-        return self._compile(case, job, text, binary) or Program("execute", binary, True, False)
+        job = {"kind": "build", "compile": True, "argv": language.build, "source_name": language.source_name, **BUILD_LIMITS}
+        return self._compile(case, job, text, binary) or Program("execute", binary, True)
 
     def _compile_only(self, case: Case, program: Program) -> CaseVerdict | None:
         """Compile a program that has no tests, as the official judge does; the verdict when that fails."""
@@ -185,6 +192,7 @@ class Worker:
             "compile": not program.compiled,
             "entry": case.entry,
             "in_class": program.in_class,
+            "case": self.cases if program.compiled and program.kind != "execute" else None,
             "argv": ["main"],
             "cpu": limits.cpu_seconds,
             "wall": limits.deadline,
@@ -202,7 +210,7 @@ class Worker:
             given = {"program": program.file, **streams}
             if not program.compiled:
                 given["code"] = files.enter_context(memory_file())
-            ending = self._run(job, given)
+            ending = self._run(job, given, numpy=program.numpy)
             if ending.machine_out_of_memory:
                 raise SandboxLost("this machine ran out of memory")
             if not program.compiled:

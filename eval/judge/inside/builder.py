@@ -2,7 +2,6 @@
 runs here."""
 
 import os
-import subprocess
 import sys
 
 BUILD_FAILED = 100
@@ -10,6 +9,8 @@ BUILD_FAILED = 100
 
 def build(job, source):
     """Compile `source` by `job["argv"]` ({source} and {binary} replaced) and write the executable to file 4."""
+    import subprocess  # dear for a fork server that hardly ever builds
+
     text, binary = os.path.abspath(job["source_name"]), os.path.abspath("program")
     with open(text, "wb") as file:
         file.write(source)

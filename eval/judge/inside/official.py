@@ -160,7 +160,6 @@ def run(job, code, text):
     stdin program, or the value described. A program that ends its process writes nothing."""
     import unittest.mock
 
-    python_runner.fresh_streams()
     take_away()
     sys.argv = ["judge", "--custom_output_file", "output.json"]
     module = types.ModuleType("tmp_sol")

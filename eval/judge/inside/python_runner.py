@@ -6,6 +6,7 @@ trained and measured with them; but they stand among the builtins, not in front 
 memory, and copying pages is most of what a test costs).
 """
 
+import _thread
 import atexit
 import builtins
 import importlib
@@ -31,6 +32,8 @@ COMPILE_FAILED = 100  # exit status
 
 def warm_up():
     """Import once what programs import most, and make the names they see."""
+    make_streams()
+    atexit._clear()  # what modules would do at this process's own end is no test's business
     names = {}
     for name in STAR_IMPORTS:
         module = importlib.import_module(name)
@@ -76,8 +79,9 @@ def new_main(name="__main__"):
     return module
 
 
-def fresh_streams():
-    """Streams over the files of this job; those from before the fork were made for other ones."""
+def make_streams():
+    """Streams over files 0, 1 and 2, made before the fork: nothing has gone through them yet, so that a child can have
+    other files under these numbers."""
     sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), "utf-8")
     sys.stdout = sys.__stdout__ = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), "utf-8")
     sys.stderr = sys.__stderr__ = io.TextIOWrapper(
@@ -98,8 +102,10 @@ def status_of(stop):
 def finish(status):
     """What the interpreter does at its end: wait for threads, run exit functions, flush."""
     try:
-        threading._shutdown()
-        atexit._run_exitfuncs()
+        if _thread._count() or threading._threading_atexits:
+            threading._shutdown()
+        if atexit._ncallbacks():
+            atexit._run_exitfuncs()
     except BaseException:
         traceback.print_exc()
         status = status or 1
@@ -114,7 +120,6 @@ def finish(status):
 
 def run_program(code):
     """Run a compiled program as `python main.py` would."""
-    fresh_streams()
     main = new_main()
     status = 0
     try:
@@ -157,7 +162,6 @@ def plain(value, depth=0):
 
 def run_call(job, code, text):
     """Call the program's function with the test's arguments and write `{"value"}` or `{"not_plain"}` to file 3."""
-    fresh_streams()
     main = new_main("solution")  # a main guard stays shut, as with the official judge
     try:
         exec(code, main.__dict__)

@@ -36,6 +36,7 @@ LONGEST_REQUEST = 1 << 16
 FIRST_FREE = 16  # below: standard streams, FILES, and numbers held so that no file of a job gets them
 FILES = {"stdin": 0, "stdout": 1, "stderr": 2, "result": 3, "code": 4}
 NULL = 15
+MOST_CODE = 1 << 20  # bytes of marshalled code that are kept
 MANY_FILES = 1 << 16
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -132,9 +133,11 @@ class Zygote:
     def __init__(self, config, channel):
         self.channel = channel
         self.base_bytes = address_space()
-        self.oom_first = config["oom_first"]
-        self.stack, self.stack_hard = within_hard(resource.RLIMIT_STACK, STACK_BYTES), resource.getrlimit(resource.RLIMIT_STACK)[1]
+        self.stack = within_hard(resource.RLIMIT_STACK, STACK_BYTES), resource.getrlimit(resource.RLIMIT_STACK)[1]
+        self.poll = select.poll()
+        self.poll.register(channel, 0)  # nothing but the judge's end being closed
         self.traces = Traces(config["writable"])
+        self.case = self.code = None
 
     def serve(self):
         while True:
@@ -151,6 +154,7 @@ class Zygote:
                 return
 
     def run(self, job, files):
+        self.keep_code(job, files)
         started = time.monotonic()
         pid = fork()
         if pid < 0:
@@ -174,25 +178,16 @@ class Zygote:
     def wait(self, pid, deadline):
         """Wait for the job's first process: whether it was ended at the deadline, its usage, its status."""
         process = os.pidfd_open(pid)
-        late = False
-        try:
-            poll = select.poll()
-            poll.register(process, select.POLLIN)
-            poll.register(self.channel, 0)  # nothing but the judge's end being closed
-            while True:
-                left = deadline - time.monotonic()
-                events = poll.poll(max(0.0, left) * 1000) if left > 0 else []
-                if any(file == self.channel.fileno() for file, _ in events):
-                    end_all_processes()
-                    os._exit(0)
-                if events:
-                    break
-                if deadline <= time.monotonic():
-                    late = True
-                    os.kill(pid, signal.SIGKILL)
-                    break
-        finally:
-            os.close(process)
+        self.poll.register(process, select.POLLIN)
+        events = self.poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if any(file == self.channel.fileno() for file, _ in events):
+            end_all_processes()
+            os._exit(0)
+        late = not events
+        if late:
+            os.kill(pid, signal.SIGKILL)
+        self.poll.unregister(process)
+        os.close(process)
         _, status, usage = os.wait4(pid, 0)
         return late, usage, status
 
@@ -201,7 +196,7 @@ class Zygote:
         try:
             os.setsid()
             sources = dict(zip(job["files"], files, strict=True))
-            program = read_all(sources["program"]) if job["kind"] != "execute" else b""
+            program = self.program(job, sources) if job["kind"] != "execute" else None
             text = read_all(sources["stdin"]).decode() if job["kind"] in ("call", "official") else ""
             # All files came with numbers from FIRST_FREE on, so that none is overwritten before its turn.
             for name, number in FILES.items():
@@ -221,13 +216,25 @@ class Zygote:
                 os.write(2, f"{type(error).__name__}: {error}\n".encode())
             os._exit(120)
 
+    def program(self, job, sources):
+        """The program's text, or its code."""
+        if job["compile"]:
+            return read_all(sources["program"])
+        return self.code if self.code is not None else marshal.loads(read_all(sources["program"]))
+
+    def keep_code(self, job, files):
+        """Have the code of a program with many tests ready before the forks, as long as its tests go on. The process
+        that wrote it ran nothing but the compiler."""
+        if self.case == job.get("case"):
+            return
+        self.case, self.code = job.get("case"), None
+        if self.case is not None:
+            file = files[job["files"].index("program")]
+            if os.fstat(file).st_size <= MOST_CODE:
+                self.code = marshal.loads(read_all(file))
+
     def restrict(self, job):
-        prctl(PR_SET_DUMPABLE, 1)
-        if self.oom_first:
-            file = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-            os.write(file, b"1000")
-            os.close(file)
-        resource.setrlimit(resource.RLIMIT_STACK, (self.stack, self.stack_hard))
+        resource.setrlimit(resource.RLIMIT_STACK, self.stack)
         memory = job["memory"] + (self.base_bytes if job["kind"] != "execute" else 0)
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"], job["file_bytes"]))
@@ -248,10 +255,10 @@ def run_job(job, program, text):
     if kind == "build":
         builder.build(job, program)
     gc.enable()  # what was made before the fork stays frozen: walking it would copy all of its pages
+    code = program
     if job["compile"]:
-        code = python_runner.compile_program(program, official.rewrite if kind.startswith("official") and not job.get("entry") else None)
-    else:
-        code = marshal.loads(program)
+        rewrite = official.rewrite if kind.startswith("official") and not job.get("entry") else None
+        code = python_runner.compile_program(program, rewrite)
     if kind == "program":
         python_runner.run_program(code)
     elif kind == "call":
@@ -294,16 +301,18 @@ def main():
         sys.path.append(folder)
     global builder, official, python_runner
     import builder
-    import official
     import python_runner
 
     python_runner.warm_up()
+    # What most programs do without is imported where it is wanted: a fork copies the tables of every page there is.
     if config["official"]:
+        import official
+
         official.warm_up()
-    with contextlib.suppress(ImportError):
-        import numpy  # noqa: F401
-    for folder in config["import_from"]:
-        sys.path.remove(folder)
+    if config["numpy"]:
+        with contextlib.suppress(ImportError):
+            import numpy  # noqa: F401
+    sys.path.remove(config["import_from"][0])  # this folder; numpy's stays
     if config["processes"] is not None:
         limit(resource.RLIMIT_NPROC, config["processes"])
     limit(resource.RLIMIT_NOFILE, MAX_FILES)
