@@ -12,7 +12,7 @@ DEVICE_FILE  := core_model/parallel/device.py
 DEVICE_NAMES := torch\.(cuda|npu|mps|xpu|hip)\b|["'](cuda|npu|mps|xpu|hip)(:[0-9]+)?["']
 
 .DEFAULT_GOAL := help
-.PHONY: help setup nano test lint bench claims soak interop clean
+.PHONY: help setup bubblewrap nano test lint bench claims soak interop clean
 
 help:  ## say what there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/' | expand -t 18
@@ -23,9 +23,20 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "make setup: Python 3.11 or newer is needed, found $$($(PYTHON) -V 2>/dev/null || echo "no $(PYTHON)"); try: make setup PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	@$(MAKE) --no-print-directory bubblewrap
 	@echo 'installing Trivium and its libraries into $(VENV) (some minutes the first time)'
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -e '.[dev]'
 	@touch $@
+
+# Programs that a model wrote run inside bubblewrap; without it they are refused.
+bubblewrap:
+	@if command -v bwrap >/dev/null; then :; \
+	elif [ "$$(uname)" != Linux ]; then echo 'no sandbox: the judge needs Linux; all else works' >&2; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo 'installing bubblewrap, the sandbox of judged programs'; \
+	  { apt-get install -y -qq bubblewrap libseccomp2 || { apt-get update -qq && apt-get install -y -qq bubblewrap libseccomp2; }; } >/dev/null 2>&1 || \
+	  echo 'bubblewrap could not be installed: programs that a model wrote will be refused (isolation level 3)' >&2; \
+	else echo 'bubblewrap is missing: programs that a model wrote will be refused (isolation level 2); install it: sudo apt-get install bubblewrap' >&2; fi
 
 nano: $(STAMP)  ## the whole pipeline on a nano V3: pre-train, extend, distil, tune, reinforce, evaluate
 	$(BIN)/trivium run recipes/nano/pipeline.yaml

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from distill.teacher.renderer import RENDERED_FAMILIES
+from eval.judge.shared import JudgeRecipe
 from recipes.schema import InputPath, StageRecipe, StrictModel
 
 
@@ -28,6 +29,7 @@ class Recipe(StageRecipe):
         default=0, ge=0, description="index of each family's first problem; a second data set starts after the first"
     )
     teacher: TeacherRecipe = Field(default_factory=TeacherRecipe, description="how traces are written")
+    judge: JudgeRecipe = Field(default=JudgeRecipe(), description="how programs are judged")
     tokenizer: InputPath | None = Field(
         default=None, description="a tokenizer's folder, to report lengths in tokens; null reports characters only"
     )

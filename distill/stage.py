@@ -16,6 +16,7 @@ from distill.patterns import pattern_statistics
 from distill.recipe import Recipe
 from distill.teacher.renderer import Renderer
 from distill.teacher.trace import Teacher, generation_key
+from eval.judge.shared import use_judge
 from eval.tasks import get_family, judge_answers
 from eval.tasks.text import prompt_messages
 from recipes.atomic import write_json
@@ -44,6 +45,7 @@ def run_stage(recipe: Recipe, run: Run) -> dict[str, Any]:
     Returns:
         The summary: per family the kept and rejected counts and the pattern statistics.
     """
+    use_judge(recipe.judge, needed="code" in recipe.families)
     teacher = Renderer(recipe.teacher.mistake_share, recipe.teacher.check_share)
     tasks = list(_tasks(recipe, teacher))
     samples = run.path / "samples"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from eval.judge.shared import JudgeRecipe
 from eval.tasks import refuse_unknown_families
 from recipes.schema import InputPath, StageRecipe, StrictModel
 
@@ -141,6 +142,7 @@ class Recipe(StageRecipe):
     curves: dict[str, InputPath] = Field(
         default={}, description="metrics.jsonl of other stages' runs, by label: drawn in the report"
     )
+    judge: JudgeRecipe = Field(default=JudgeRecipe(), description="how programs are judged")
     dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="of activations while generating")
     max_batch: int = Field(default=128, ge=1, description="sequences decoded together")
     chunk: int = Field(default=512, ge=1, description="problems between two writes to disk; what a kill can cost")

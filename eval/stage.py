@@ -14,6 +14,7 @@ from typing import Any
 
 from eval.collect import collect
 from eval.generate import Request, Subject, Work, build_requests, generate
+from eval.judge.shared import use_judge
 from eval.judging import judge
 from eval.needle_grid import Cell, build_cells, read_filler, walk_grid
 from eval.recipe import Recipe
@@ -34,6 +35,7 @@ def run_stage(recipe: Recipe, run: Run) -> dict[str, Any]:
     Raises:
         InputError: a model, the filler or a stage's report is missing or damaged, or a prompt is too long for a model.
     """
+    use_judge(recipe.judge, needed="code" in recipe.problems.families)
     # First what needs no work: a missing file should not be found out after an hour.
     asked, collected = draw_problems(recipe), collect(recipe)
     subjects = {name: Subject(name, entry.path) for name, entry in recipe.models.items()}

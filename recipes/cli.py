@@ -181,10 +181,11 @@ def import_model(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine offers and which versions are installed."""
+    """Say what this machine offers, which versions are installed, and how well judged programs are kept in."""
     from recipes.catalogue import print_doctor
 
     print_doctor()
+    importlib.import_module("eval.judge.layers").print_layers()
 
 
 def _dispatch(command: str, arguments: list[str]) -> None:

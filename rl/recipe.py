@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from eval.judge.shared import JudgeRecipe
 from eval.tasks import refuse_unknown_families
 from recipes.schema import StrictModel
 from rl.length import AnyLengthReward, NoLength
@@ -55,6 +56,7 @@ class Recipe(TrainerRecipe):
     rollout: RolloutRecipe = Field(default=RolloutRecipe(), description="how answers are sampled")
     rewards: RewardRecipe = Field(default=RewardRecipe(), description="what a sample earns for itself")
     length: AnyLengthReward = Field(default=NoLength(), description="what a sample earns for its length in its group")
+    judge: JudgeRecipe = Field(default=JudgeRecipe(), description="how programs are judged")
     preflight: PreflightRecipe = Field(default=PreflightRecipe(), description="what is checked before training")
     mtp_weight: float = Field(
         default=0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from eval.judge.shared import use_judge
 from recipes.run import Run
 from rl.preflight import check_rewards, check_room
 from rl.recipe import Recipe
@@ -32,6 +33,7 @@ def run_stage(recipe: Recipe, run: Run) -> dict[str, Any]:
     from rl.trainer_config import build_config, prompts_needed
     from sft.stage import save_model
 
+    use_judge(recipe.judge, needed="code" in recipe.problems.families)
     policy = load_policy(recipe)
     config = build_config(recipe.trainer, seed=recipe.seed, folder=run.path)
     problems = ProblemSequence(recipe.problems.families, recipe.problems.start, recipe.seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from recipes.rows import Verdict
 
@@ -54,6 +54,8 @@ class Limits:
 class Test:
     """Of a stdin problem: what the program reads and should print. Of a call-based one, as LiveCodeBench writes them:
     one JSON value a line for each argument, and the JSON value that should come back."""
+
+    __test__: ClassVar[bool] = False  # pytest takes classes of this name for tests
 
     input: str
     output: str

@@ -6,8 +6,6 @@ what the sandbox keeps out, and how the two modes differ.
 
 from __future__ import annotations
 
-import atexit
-import functools
 import os
 import queue
 import threading
@@ -89,19 +87,24 @@ class Judge:
         Raises:
             InputError: model-written programs, and the sandbox's level is too low for them.
         """
-        if self.isolation.level < NAMESPACES and not self.allow_unsandboxed:
-            self._refuse_untrusted(cases)
+        if not all(case.trusted for case in cases):
+            self.require_isolation()
         with self._lock:  # the sandboxes serve one call at a time
             return self._judge_many(cases, on_verdict)
 
-    def _refuse_untrusted(self, cases: Sequence[Case]) -> None:
-        if all(case.trusted for case in cases):
+    def require_isolation(self) -> None:
+        """Make sure that programs which a model wrote may run here.
+
+        Raises:
+            InputError: the sandbox's level is too low for them, and nobody said that it does not matter.
+        """
+        if self.isolation.level >= NAMESPACES or self.allow_unsandboxed:
             return
         missing = "; ".join(f"{name}: {reason}" for name, reason in self.layers.missing.items())
         raise InputError(
             "judge",
-            expected=f"isolation level {NAMESPACES} or more for programs that a model wrote (see docs/judge.md; "
-            "`trivium doctor` shows what is missing; `judge.allow_unsandboxed=true` or --allow-unsandboxed overrides)",
+            expected=f"isolation level {NAMESPACES} or more for programs that a model wrote (docs/judge.md; `trivium "
+            "doctor` shows what is missing; judge.allow_unsandboxed=true or --allow-unsandboxed does without)",
             found=f"{self.isolation} ({missing})",
         )
 
@@ -141,11 +144,3 @@ class Judge:
             for thread in threads:
                 thread.join()
         return [verdicts[index] for index in range(len(cases))]
-
-
-@functools.cache
-def shared_judge(mode: Mode = "strict", workers: int | None = None, allow_unsandboxed: bool = False) -> Judge:
-    """One judge for everybody in this process who wants the same, closed when the process ends."""
-    judge = Judge(mode, workers, allow_unsandboxed=allow_unsandboxed)
-    atexit.register(judge.close)
-    return judge

@@ -26,6 +26,7 @@ from pathlib import Path
 from core_model.errors import InputError
 from eval.judge.case import Isolation
 from eval.judge.cgroup import MemoryGroup
+from eval.judge.languages import LANGUAGES
 from eval.judge.seccomp import compile_filter
 
 LAYERS = ("process", "rlimits", "uid", "namespaces", "seccomp", "cgroup")
@@ -61,6 +62,20 @@ class Layers:
     def shared_uid(self) -> int | None:
         """The uid to drop to where there is none of its own; None: stay."""
         return NOBODY if os.geteuid() == 0 else None
+
+
+def print_layers() -> None:
+    """What keeps judged programs in on this machine, layer by layer, each by trying it."""
+    found = find_layers()
+    print(f"judge: isolation {found.isolation}")
+    for level, name in enumerate(LAYERS, 1):
+        state = "in place" if name in found.present else f"missing: {found.missing[name]}"
+        print(f"  {level} {name:<11} {state}")
+    if found.isolation.level < NAMESPACES:
+        print(f"  programs that a model wrote are refused below level {NAMESPACES} (docs/judge.md)")
+    for name, language in LANGUAGES.items():
+        compiler = language.missing()
+        print(f"  {name:<13} {'can be judged' if compiler is None else f'needs {compiler}'}")
 
 
 @functools.cache

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date, timedelta
 from random import Random
 from typing import Any
 
-from eval.judge.allowlist import Limits, Program, judge_many
+from eval.judge.case import Case, Limits, Test
+from eval.judge.shared import shared_judge
 from eval.tasks.family import Family, Item, Judgement, Split, ask
 from eval.tasks.program_steps import (
     Step,
@@ -54,7 +55,6 @@ class Code(Family):
 
     Args:
         limits: what a program may use on one test.
-        workers: processes the judge runs at a time.
         show_example: whether the prompt ends with the first public test.
     """
 
@@ -62,8 +62,7 @@ class Code(Family):
     domain = "code"
     description = "write a short program that filters, maps, orders and reduces a list"
 
-    limits: Limits = field(default_factory=Limits)
-    workers: int = 2
+    limits: Limits = Limits(cpu_seconds=1.0, wall_seconds=15.0, memory_bytes=256 << 20, output_bytes=64 << 10)
     show_example: bool = True
 
     def draw(self, rng: Random, split: Split) -> Item | None:
@@ -120,12 +119,15 @@ class Code(Family):
 
     def judge_many(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[Judgement]:
         sources = [extract_program(answer) for answer in answers]
-        programs = [Program(source, _tests(problem)) for problem, source in zip(problems, sources, strict=True)]
         answered = [index for index, source in enumerate(sources) if source.strip()]
-        results = judge_many([programs[index] for index in answered], self.workers, self.limits)
+        cases = [
+            Case(sources[index], tuple(Test(*test) for test in _tests(problems[index])), limits=self.limits)
+            for index in answered
+        ]
         judgements = [Judgement(Verdict.NO_ANSWER)] * len(answers)
-        for index, result in zip(answered, results, strict=True):
-            judgements[index] = Judgement(result.verdict, result.detail, result.seconds, result.isolation)
+        if cases:
+            for index, one in zip(answered, shared_judge().judge_many(cases), strict=True):
+                judgements[index] = Judgement(one.verdict, one.detail, one.seconds, str(one.isolation))
         return judgements
 
 
