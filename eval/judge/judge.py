@@ -125,9 +125,7 @@ class Judge:
                     done.put((index, error))
                     return
 
-        threads = [
-            threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._workers[: len(cases)]
-        ]
+        threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in self._workers[: len(cases)]]
         verdicts: dict[int, CaseVerdict] = {}
         for thread in threads:
             thread.start()

@@ -185,13 +185,13 @@ def bubblewrap(disk_bytes: int, filter_file: int | None) -> list[str]:
     command += ["--as-pid-1", "--hostname", "judge"]
     if os.geteuid() != 0:
         command += ["--unshare-user", "--disable-userns"]
-    for folder in ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin"):
-        if os.path.islink(folder):
-            command += ["--symlink", os.readlink(folder), folder]
-        elif os.path.isdir(folder):
-            command += ["--ro-bind", folder, folder]
-    for file in ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"):
-        command += ["--ro-bind-try", file, file]
+    for path in ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/libx32", "/sbin"):
+        if os.path.islink(path):
+            command += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            command += ["--ro-bind", path, path]
+    for path in ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"):
+        command += ["--ro-bind-try", path, path]
     if (base := _foreign_base()) is not None:
         command += ["--ro-bind", str(base), "/python"]
     command += ["--ro-bind", str(INSIDE), "/judge", "--perms", "0755", "--dir", "/site"]

@@ -68,7 +68,9 @@ def how_it_ended(ending: Ending, files: Mapping[str, int], job: Mapping[str, Any
     return failed(Verdict.RUNTIME_ERROR, error or f"exit status {ending.status}")
 
 
-def program_outcome(case: Case, test: Test, ending: Ending, files: Mapping[str, int], job: Mapping[str, Any]) -> Outcome:
+def program_outcome(
+    case: Case, test: Test, ending: Ending, files: Mapping[str, int], job: Mapping[str, Any]
+) -> Outcome:
     """Of a program that reads stdin and prints."""
     if (failure := how_it_ended(ending, files, job)) is not None:
         return failure

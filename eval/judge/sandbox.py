@@ -106,7 +106,7 @@ class Sandbox:
         self.group: MemoryGroup | None = None
         self.folder: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        self.errors: IO[bytes] = tempfile.TemporaryFile()
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
         self.channel, inner = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._start(inner)
@@ -199,7 +199,13 @@ class Sandbox:
         if reply["status"] != 0 and not reply["late"]:
             own, machine = self._killed_for_memory(), self._machine_killed()
         return Ending(
-            reply["status"], reply["late"], reply["cpu"], reply["wall"], reply["rss_kb"] / 1024, own, machine and not own
+            reply["status"],
+            reply["late"],
+            reply["cpu"],
+            reply["wall"],
+            reply["rss_kb"] / 1024,
+            own,
+            machine and not own,
         )
 
     def _memory_cap(self, job: Mapping[str, Any]) -> int:

@@ -17,18 +17,16 @@ from core_model.errors import InputError
 CLONE_NEW_FLAGS = (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 
-REFUSED = """
-    ptrace process_vm_readv process_vm_writev process_madvise process_mrelease pidfd_getfd kcmp
-    move_pages migrate_pages
-    mount umount2 move_mount open_tree fsopen fsconfig fsmount fspick mount_setattr pivot_root chroot
-    unshare setns name_to_handle_at open_by_handle_at
-    bpf perf_event_open userfaultfd fanotify_init
-    add_key request_key keyctl
-    shmget shmat shmctl shmdt semget semop semctl semtimedop msgget msgsnd msgrcv msgctl mq_open mq_unlink
-    init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff
-    settimeofday clock_settime clock_adjtime adjtimex acct quotactl quotactl_fd syslog vhangup
-    iopl ioperm modify_ldt setpriority ioprio_set sched_setscheduler sched_setparam sched_setattr
-""".split()
+_REFUSED = """
+    ptrace process_vm_readv process_vm_writev process_madvise process_mrelease pidfd_getfd kcmp move_pages
+    migrate_pages mount umount2 move_mount open_tree fsopen fsconfig fsmount fspick mount_setattr pivot_root
+    chroot unshare setns name_to_handle_at open_by_handle_at bpf perf_event_open userfaultfd fanotify_init
+    add_key request_key keyctl shmget shmat shmctl shmdt semget semop semctl semtimedop msgget msgsnd msgrcv
+    msgctl mq_open mq_unlink init_module finit_module delete_module kexec_load kexec_file_load reboot swapon
+    swapoff settimeofday clock_settime clock_adjtime adjtimex acct quotactl quotactl_fd syslog vhangup iopl
+    ioperm modify_ldt setpriority ioprio_set sched_setscheduler sched_setparam sched_setattr
+"""
+REFUSED = _REFUSED.split()
 ABSENT = ("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register")  # glibc falls back from clone3 to clone
 OWN_PROCESS_ONLY = ("prlimit64", "sched_setaffinity")  # their first argument, 0, means the caller
 

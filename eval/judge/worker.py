@@ -102,7 +102,9 @@ class Worker:
         language = LANGUAGES.get(case.language)
         if language is None:
             known = ", ".join(LANGUAGES)
-            return CaseVerdict(Verdict.INVALID_PROBLEM, f"no language {case.language!r} (there are {known})", tests=total)
+            return CaseVerdict(
+                Verdict.INVALID_PROBLEM, f"no language {case.language!r} (there are {known})", tests=total
+            )
         if (compiler := language.missing()) is not None:
             return CaseVerdict(Verdict.INFRA_ERROR, f"no {compiler} on this machine", (-2,), -5, total)
         if case.entry is not None and language.build is not None:
@@ -138,7 +140,13 @@ class Worker:
             kind = "official" if official else "program" if case.entry is None else "call"
             return Program(kind, text, False, "class Solution" in case.source, "numpy" in case.source)
         binary = files.enter_context(memory_file())
-        job = {"kind": "build", "compile": True, "argv": language.build, "source_name": language.source_name, **BUILD_LIMITS}
+        job = {
+            "kind": "build",
+            "compile": True,
+            "argv": language.build,
+            "source_name": language.source_name,
+            **BUILD_LIMITS,
+        }
         return self._compile(case, job, text, binary) or Program("execute", binary, True)
 
     def _compile_only(self, case: Case, program: Program) -> CaseVerdict | None:
@@ -171,9 +179,9 @@ class Worker:
             outcome, ending = self._run_test(case, program, test, limits, files)
             seconds.append(ending.cpu)
             memory = max(memory, ending.memory_mb)
-            if outcome.verdict is Verdict.CORRECT and limits.problem_seconds is not None:
-                if sum(seconds) > limits.problem_seconds:
-                    outcome = Outcome(Verdict.TIME_LIMIT, f"more than {limits.problem_seconds:g} s in all", -3, -3)
+            allowed = limits.problem_seconds
+            if outcome.verdict is Verdict.CORRECT and allowed is not None and sum(seconds) > allowed:
+                outcome = Outcome(Verdict.TIME_LIMIT, f"more than {allowed:g} s in all", -3, -3)
             results = [-2] if outcome.error_code == -5 and self.mode == "lcb-compat" else [*results, *outcome.results]
             if outcome.verdict is not Verdict.CORRECT:
                 if outcome.verdict is not Verdict.COMPILE_ERROR:

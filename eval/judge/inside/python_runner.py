@@ -20,10 +20,11 @@ import traceback
 import types
 
 # In this order: later names win, as they do there (builtins after math and operator: `pow` is the builtin).
-STAR_IMPORTS = (
-    "string re datetime collections heapq bisect copy math random statistics itertools functools operator io sys json "
-    "builtins typing"
-).split()
+_STARS = """
+    string re datetime collections heapq bisect copy math random statistics itertools functools operator io
+    sys json builtins typing
+"""
+STAR_IMPORTS = _STARS.split()
 MODULES = STAR_IMPORTS[:-2]  # also under their own names; `datetime` is then the module, as there
 RECURSION_LIMIT = 50_000
 INT_DIGITS = 50_000
@@ -123,7 +124,7 @@ def run_program(code):
     main = new_main()
     status = 0
     try:
-        exec(code, main.__dict__)
+        exec(code, main.__dict__)  # noqa: S102  (what this process is for)
     except SystemExit as stop:
         status = status_of(stop)
     except BaseException:
@@ -164,7 +165,7 @@ def run_call(job, code, text):
     """Call the program's function with the test's arguments and write `{"value"}` or `{"not_plain"}` to file 3."""
     main = new_main("solution")  # a main guard stays shut, as with the official judge
     try:
-        exec(code, main.__dict__)
+        exec(code, main.__dict__)  # noqa: S102  (what this process is for)
         owner = main.Solution() if job["in_class"] else main
         value = getattr(owner, job["entry"])(*[json.loads(line) for line in text.split("\n")])
         try:

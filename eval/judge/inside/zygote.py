@@ -39,6 +39,8 @@ NULL = 15
 MOST_CODE = 1 << 20  # bytes of marshalled code that are kept
 MANY_FILES = 1 << 16
 
+builder = official = python_runner = None  # this folder's modules, imported by `main` once it is on the path
+
 _libc = ctypes.CDLL(None, use_errno=True)
 # The system call alone: this process has one thread, and what Python does after a fork (handlers of modules, a new
 # random state) costs more than the fork. So `random` begins with the same state in every test: verdicts repeat.

@@ -187,11 +187,11 @@ KINDS: tuple[Erratum, ...] = ("several-answers", "interactive", "wrong-tests")
 def erratum_of(problem: LiveCodeBenchRecord | Problem) -> Erratum | None:
     """What is known to be wrong with a problem: by its id, and on LeetCode (whose ids are numbers) by its title."""
     if isinstance(problem, LiveCodeBenchRecord):
-        platform, title = problem.platform, problem.question_title
+        on_leetcode, title = problem.platform == "leetcode", problem.question_title
     else:
         info = problem.verification_info
-        platform, title = info.get("platform"), info.get("title", "")
-    if platform == "leetcode":
+        on_leetcode, title = info.get("platform") == "leetcode", info.get("title", "")
+    if on_leetcode:
         return ERRATA.get(re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"))
     return ERRATA.get(_id(problem))
 

@@ -48,7 +48,9 @@ def recorded(repository) -> list[tuple[dict[str, Any], Case]]:
     folder = repository / "tests" / "oracles" / "lcb"
     tests = {record.question_id: to_cases(record) for record in read_records(folder / "problems.jsonl")}
     rows = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
-    return [(row, Case(row["code"], *tests[row["question_id"]])) for row in rows if row["kind"] in ("ordinary", "policy")]
+    return [
+        (row, Case(row["code"], *tests[row["question_id"]])) for row in rows if row["kind"] in ("ordinary", "policy")
+    ]
 
 
 def test_strict_verdicts_are_those_recorded(recorded) -> None:
@@ -80,7 +82,8 @@ SEES = {
     "iteration over stdin": "import sys\nfor line in sys.stdin:\n    print(sum(map(int, line.split())))",
     "stdin as a file": "print(sum(map(int, open(0).read().split())))",
     "/dev/stdin": "print(sum(map(int, open('/dev/stdin').read().split())))",
-    "a file of its own": "open('x', 'w').write('7')\nassert open('x').read() == '7'\nprint(sum(map(int, input().split())))",
+    "a file of its own": "open('x', 'w').write('7')\nassert open('x').read() == '7'\n"
+    "print(sum(map(int, input().split())))",
     "shared memory": "open('/dev/shm/x', 'w').write('7')\nprint(sum(map(int, input().split())))",
     "names not imported": "print(sum(map(int, input().split())) + len(deque()) + gcd(1, 1) - 1)",
     "numpy": "import numpy as np\nprint(np.array(input().split(), dtype=int).sum())",
@@ -88,9 +91,11 @@ SEES = {
     "deep recursion": "def f(n): return n and 1 + f(n - 1)\nf(20000)\nprint(sum(map(int, input().split())))",
     "deep recursion through C": "from functools import cache\n@cache\ndef f(n): return n and 1 + f(n - 1)\nf(20000)\n"
     "print(sum(map(int, input().split())))",
-    "threads": "import threading\nt = threading.Thread(target=lambda: print(sum(map(int, input().split()))))\nt.start()",
+    "threads": "import threading\n"
+    "t = threading.Thread(target=lambda: print(sum(map(int, input().split()))))\nt.start()",
     "exit functions": "import atexit\natexit.register(lambda: print(sum(map(int, input().split()))))",
-    "a process": "import os\nif os.fork() == 0:\n    print(sum(map(int, input().split())), flush=True)\n    os._exit(0)\nos.wait()",
+    "a process": "import os\nif os.fork() == 0:\n    print(sum(map(int, input().split())), flush=True)\n"
+    "    os._exit(0)\nos.wait()",
     "a subprocess": "import subprocess\nout = subprocess.run(['/bin/cat'], capture_output=True).stdout\n"
     "print(sum(map(int, out.split())))",
     "multiprocessing": "from multiprocessing import Pool\nif __name__ == '__main__':\n    with Pool(2) as p:\n"
@@ -102,7 +107,8 @@ SEES = {
     "sys.exit": "import sys\nprint(sum(map(int, input().split())))\nsys.exit()",
     "noise on stderr": "import sys\nprint('x' * 5000, file=sys.stderr)\nprint(sum(map(int, input().split())))",
     "a coding line": "# -*- coding: latin-1 -*-\nprint(sum(map(int, input().split())))",
-    "pickled classes": "import pickle\nclass A: pass\npickle.loads(pickle.dumps(A()))\nprint(sum(map(int, input().split())))",
+    "pickled classes": "import pickle\nclass A: pass\npickle.loads(pickle.dumps(A()))\n"
+    "print(sum(map(int, input().split())))",
 }
 
 
@@ -122,7 +128,9 @@ def test_text_beyond_ascii_and_bytes_that_are_none(judge: Judge) -> None:
 def test_a_large_input_and_output(judge: Judge) -> None:
     numbers = "\n".join(map(str, range(300_000)))
     limits = Limits(cpu_seconds=6, output_bytes=1 << 16)  # the expected output is always within the limit
-    assert program(judge, "import sys\nsys.stdout.write(sys.stdin.read())", (Test(numbers, numbers),), limits=limits).passed
+    assert program(
+        judge, "import sys\nsys.stdout.write(sys.stdin.read())", (Test(numbers, numbers),), limits=limits
+    ).passed
 
 
 # -- limits ----------------------------------------------------------------------------------------------------------
@@ -143,8 +151,8 @@ FAILS = {
     "memory little by little": ("x = []\nwhile True: x.append(bytearray(1 << 20))", Verdict.MEMORY_LIMIT),
     "much output": ("while True: print('x' * 1000)", Verdict.OUTPUT_LIMIT),
     "much output, errors ignored": (
-        "import os, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nwhile True:\n    try: os.write(1, b'x' * 4096)\n"
-        "    except OSError: break\nos._exit(0)",
+        "import os, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nwhile True:\n"
+        "    try: os.write(1, b'x' * 4096)\n    except OSError: break\nos._exit(0)",
         Verdict.OUTPUT_LIMIT,
     ),
     "much on stderr": ("import sys\nwhile True: sys.stderr.write('x' * 1000)", Verdict.OUTPUT_LIMIT),
@@ -246,7 +254,7 @@ def test_functions_outside_a_class_and_missing_ones(judge: Judge) -> None:
     assert judge.judge(Case("def double(x):\n    return 2 * x", (Test("4", "8"),), entry="double")).passed
     missing = judge.judge(Case("def triple(x): return 3 * x", (Test("4", "8"),), entry="double"))
     assert missing.verdict is Verdict.RUNTIME_ERROR and "double" in missing.detail
-    assert judge.judge(Case("def f(x): return x + 1", (Test("%d" % 7, "8"), Test("0", "1")), entry="f")).passed
+    assert judge.judge(Case("def f(x): return x + 1", (Test("7", "8"), Test("0", "1")), entry="f")).passed
     assert judge.judge(Case("def f(x): return 10 ** 4500", (Test("0", "1" + "0" * 4500),), entry="f")).passed
 
 
