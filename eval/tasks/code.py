@@ -38,6 +38,8 @@ _DATES: dict[Split, tuple[date, date]] = {
     "test": (date(2024, 8, 1), date(2024, 12, 31)),
 }
 
+SHORT_PROGRAMS = Limits(cpu_seconds=1.0, wall_seconds=15.0, memory_bytes=256 << 20, output_bytes=64 << 10)
+
 _FENCE = re.compile(r"^```[^\n`]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -62,7 +64,7 @@ class Code(Family):
     domain = "code"
     description = "write a short program that filters, maps, orders and reduces a list"
 
-    limits: Limits = Limits(cpu_seconds=1.0, wall_seconds=15.0, memory_bytes=256 << 20, output_bytes=64 << 10)
+    limits: Limits = SHORT_PROGRAMS
     show_example: bool = True
 
     def draw(self, rng: Random, split: Split) -> Item | None:

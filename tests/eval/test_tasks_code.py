@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import pickle
-import zlib
 from pathlib import Path
 
 import pytest
@@ -34,8 +31,6 @@ from eval.tasks.program_steps import (
     steps_from_json,
 )
 from recipes.rows import Problem, Verdict
-
-PICKLED = base64.b64encode(zlib.compress(pickle.dumps("[]"))).decode()
 
 
 def steps_of(problem: Problem) -> list[Step]:
@@ -206,7 +201,6 @@ def test_record_goes_to_a_problem_and_back(tmp_path: Path) -> None:
         ({"difficulty": "trivial"}, "difficulty"),
         ({"question_id": ""}, "question_id"),
         ({"contest_date": "yesterday"}, "contest_date"),
-        ({"private_test_cases": PICKLED}, "not plain JSON"),
         ({"public_test_cases": "{}"}, "not a JSON list"),
         ({"public_test_cases": '[{"input": "1"}]'}, "exactly the keys"),
         ({"public_test_cases": '[{"input": 1, "output": "1", "testtype": "stdin"}]'}, "strings"),
