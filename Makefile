@@ -58,8 +58,11 @@ bench: $(STAMP)  ## side-by-side measures against peers
 claims: nano  ## the claims at small scale, each against its control (about an hour more)
 	$(BIN)/trivium run recipes/nano/claims.yaml
 
-soak: nano  ## one SIGKILL in every stage of make nano: the same numbers come out (docs/soak.md)
+soak: nano  ## SIGKILL in every stage of make nano and in the judge, the judge under load and under attack (docs/soak.md)
 	$(BIN)/python tests/soak/kill_stages.py recipes/nano/pipeline.yaml
+	$(BIN)/python tests/soak/kill_judge.py
+	$(BIN)/python tests/soak/judge_load.py
+	$(BIN)/python tests/eval/judge/attack_suite.py --all --check docs/attacks.md
 
 interop: $(STAMP) $(LM_EVAL)/.installed  ## outside clients, in environments of their own, against our server (docs/interop.md)
 	$(BIN)/python tests/interop/lm_eval_server.py $(LM_EVAL)/bin/python
