@@ -113,11 +113,10 @@ class Judge:
     ) -> list[CaseVerdict]:
         waiting = iter(range(len(cases)))  # next() on it is one bytecode: safe between threads
         done: queue.SimpleQueue[tuple[int, CaseVerdict | BaseException]] = queue.SimpleQueue()
-        stop = threading.Event()
 
         def work(worker: Worker) -> None:
             for index in waiting:
-                if stop.is_set():
+                if worker.stopping:
                     return
                 try:
                     done.put((index, worker.judge(cases[index])))
@@ -137,8 +136,13 @@ class Judge:
                 verdicts[index] = verdict
                 if on_verdict is not None:
                     on_verdict(index, verdict)
+        except BaseException:
+            for worker in self._workers:
+                worker.stop()
+            raise
         finally:
-            stop.set()
             for thread in threads:
                 thread.join()
+            for worker in self._workers:
+                worker.stopping = False
         return [verdicts[index] for index in range(len(cases))]

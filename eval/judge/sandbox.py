@@ -236,6 +236,13 @@ class Sandbox:
         lines = os.pread(self.errors.fileno(), 4000, 0).decode(errors="replace").strip().splitlines()
         return f": {lines[-1]}" if lines else ""
 
+    def kill(self) -> None:
+        """From another thread: end it, so that whoever waits for an answer is told that it is lost."""
+        process = self.process
+        if process is not None and process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
     def close(self) -> None:
         """End everything in it. The fork server goes when the socket does; what remains is ended by the kernel."""
         self.channel.close()

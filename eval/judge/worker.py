@@ -52,6 +52,7 @@ class Worker:
         self.layers, self.mode, self.limits = layers, mode, limits
         self.sandboxes: dict[bool, Sandbox] = {}
         self.cases = 0  # so far; the number of the case at hand
+        self.stopping = False
 
     def start(self, *, numpy: bool = False) -> Sandbox:
         """A sandbox that is ready.
@@ -67,6 +68,12 @@ class Worker:
         """End the sandboxes."""
         while self.sandboxes:
             self.sandboxes.popitem()[1].close()
+
+    def stop(self) -> None:
+        """From another thread: end the case at hand now; its verdict means nothing."""
+        self.stopping = True
+        for sandbox in list(self.sandboxes.values()):
+            sandbox.kill()
 
     def judge(self, case: Case) -> CaseVerdict:
         """The verdict; INFRA_ERROR only after several sandboxes. Never raises for anything a program does."""
@@ -84,7 +91,7 @@ class Worker:
                 self.close()
                 reason = "no room on the disk or in memory" if error.errno == errno.ENOSPC else str(error.strerror)
                 verdict = self._failed(Verdict.INFRA_ERROR, reason, case)
-            if verdict.verdict is not Verdict.INFRA_ERROR:
+            if verdict.verdict is not Verdict.INFRA_ERROR or self.stopping:
                 break
         return replace(verdict, isolation=self.layers.isolation) if verdict.ran else verdict
 
@@ -107,6 +114,8 @@ class Worker:
             )
         if (compiler := language.missing()) is not None:
             return CaseVerdict(Verdict.INFRA_ERROR, f"no {compiler} on this machine", (-2,), -5, total)
+        if not all(_is_unicode(test.input) for test in case.tests):
+            return CaseVerdict(Verdict.INVALID_PROBLEM, "a test's input is not Unicode (a lone surrogate)")
         if case.entry is not None and language.build is not None:
             return CaseVerdict(Verdict.INVALID_PROBLEM, f"call-based tests are for Python, not {case.language}")
         with ExitStack() as files:
@@ -205,13 +214,13 @@ class Worker:
             "cpu": limits.cpu_seconds,
             "wall": limits.deadline,
             "memory": limits.memory_bytes,
-            "file_bytes": max(limits.output_bytes, 2 * len(test.output)),
+            "file_bytes": max(limits.output_bytes, 2 * len(test.output.encode(errors="replace"))),
         }
         if program.kind == "official":
             # Their clock rings in the program's code; this is the one behind it, for code that does not hear it.
             job |= {"alarm": limits.deadline, "wall": limits.deadline + limits.cpu_seconds}
         with ExitStack() as opened:
-            names = {"stdin": test.input.encode(errors="surrogateescape"), "stdout": b"", "stderr": b""}
+            names = {"stdin": test.input.encode(), "stdout": b"", "stderr": b""}
             if program.kind in ("call", "official"):
                 names["result"] = b""
             streams = {name: opened.enter_context(memory_file(data)) for name, data in names.items()}
@@ -231,6 +240,14 @@ class Worker:
 
 
 _JUDGES = {"program": program_outcome, "execute": program_outcome, "call": value_outcome, "official": official_outcome}
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @contextmanager

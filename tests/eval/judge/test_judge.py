@@ -386,9 +386,16 @@ def test_a_caller_that_stops_leaves_a_judge_that_works(judge: Judge) -> None:
     def stop(index: int, verdict: CaseVerdict) -> None:
         raise KeyboardInterrupt
 
+    slow = Case("import time\ntime.sleep(60)", (Test("", "1"),), limits=Limits(wall_seconds=60))
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        judge.judge_many([Case("print(1)", (Test("", "1"),))] * 3, stop)
+        judge.judge_many([Case("print(1)", (Test("", "1"),)), slow, slow], stop)
+    assert time.monotonic() - started < 30  # what was running is not waited for
     assert program(judge, "print(1)", (Test("", "1"),)).passed
+
+
+def test_a_test_that_is_not_unicode_is_the_problems_fault(judge: Judge) -> None:
+    assert program(judge, "print(1)", (Test("\ud800", "1"),)).verdict is Verdict.INVALID_PROBLEM
 
 
 # -- isolation -------------------------------------------------------------------------------------------------------
