@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import BenchmarkRow
+from core_model.errors import InputError
 
-NAMES = ("attention", "experts", "train_step", "decode", "prefill", "speculation")
+NAMES = ("attention", "experts", "train_step", "decode", "prefill", "speculation", "judge")
 
 
 def show(name: str, rows: list[BenchmarkRow]) -> None:
@@ -34,7 +36,7 @@ def show(name: str, rows: list[BenchmarkRow]) -> None:
     Console(width=Console(width=1000).measure(table).maximum).print(table)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Ours against a peer, in one process.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; none: all of them")
     parser.add_argument("--json", type=Path, help="also write the rows of the (last) benchmark here")
@@ -43,13 +45,18 @@ def main() -> None:
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
     for name in options.names or NAMES:
-        rows = list(importlib.import_module(f"benchmarks.{name}").run())
+        try:
+            rows = list(importlib.import_module(f"benchmarks.{name}").run())
+        except InputError as error:  # a peer or a model that it needs is not there
+            print(f"benchmarks {name}: {error}", file=sys.stderr)
+            return 2
         show(name, rows)
         if options.json is not None:
             record = {"name": name, "rows": [row.to_json() for row in rows]}
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.judge.verdict_file import VerdictRow
-from recipes.rows import read_rows
+from recipes.rows import Verdict, read_rows
 
 MEASURED = {"seconds", "memory_mb"}  # what two runs on one machine may differ in
 GONE_SECONDS = 10.0  # within which the sandboxes of a killed command have ended
@@ -89,7 +90,12 @@ def command(folder: Path, out: Path, workers: int) -> list[str]:
 
 
 def compared(path: Path) -> list[dict[str, object]]:
-    return [row.model_dump(exclude=MEASURED) for row in read_rows(path, VerdictRow)]
+    """The rows without what was measured; of a time limit the detail says what was, too."""
+    rows = []
+    for row in read_rows(path, VerdictRow):
+        detail = re.sub(r"\d+\.\d+ s", "... s", row.detail) if row.verdict is Verdict.TIME_LIMIT else row.detail
+        rows.append(row.model_dump(mode="json", exclude=MEASURED) | {"detail": detail})
+    return rows
 
 
 def kill_once(arguments: list[str], out: Path, after: float) -> Kill | None:

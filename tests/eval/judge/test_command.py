@@ -6,85 +6,20 @@ import errno
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import fake_judge
 import pytest
 from fake_judge import FakeJudge
+from judge_work import DATES, answer, record, references, write
 
 from eval.__main__ import main as eval_main
 from eval.judge import command, verdict_file
 from eval.judge.verdict_file import ReferenceRow, VerdictRow
 from recipes.rows import read_rows
-
-DATES = {"a": "2024-08-03T10:30:00", "b": "2024-08-31T10:30:00", "c": "2024-09-01T00:00:00"}
-
-
-def record(question_id: str, outputs: tuple[str, ...] = ("1\n",), entry: str | None = None) -> dict[str, str]:
-    kind = "stdin" if entry is None else "functional"
-    tests = [{"input": f"{number}", "output": output, "testtype": kind} for number, output in enumerate(outputs)]
-    return {
-        "question_title": f"Problem {question_id}",
-        "question_content": "Print it.",
-        "platform": "atcoder",
-        "question_id": question_id,
-        "contest_id": "one",
-        "contest_date": DATES[question_id],
-        "starter_code": "" if entry is None else "class Solution:",
-        "difficulty": "easy",
-        "public_test_cases": json.dumps(tests[:1]),
-        "private_test_cases": json.dumps(tests[1:]),
-        "metadata": json.dumps({} if entry is None else {"func_name": entry}),
-    }
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
-    return path
-
-
-def answer(question_id: str, sample: int, code: str | None = None, **other: Any) -> dict[str, Any]:
-    return {"question_id": question_id, "sample": sample} | ({} if code is None else {"code": code}) | other
-
-
-class Work:
-    """Files of problems and generations, and the command on them."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.out = folder, folder / "V.jsonl"
-        write(folder / "P.jsonl", [record(one) for one in DATES])
-        self.answers([answer("a", 0, "right"), answer("b", 0, "wrong")])
-
-    def answers(self, rows: list[dict[str, Any]]) -> None:
-        write(self.folder / "G.jsonl", rows)
-
-    def arguments(self, *more: str) -> list[str]:
-        files = {"--problems": "P.jsonl", "--generations": "G.jsonl", "--out": "V.jsonl"}
-        return [part for option, name in files.items() for part in (option, str(self.folder / name))] + list(more)
-
-    def run(self, *more: str) -> int:
-        FakeJudge.judged.clear()
-        FakeJudge.made.clear()
-        return command.main(self.arguments(*more))
-
-    def rows(self) -> list[VerdictRow]:
-        return list(read_rows(self.out, VerdictRow))
-
-    def judged(self) -> list[str]:
-        return sorted(case.source for case in FakeJudge.judged)
-
-
-@pytest.fixture
-def work(tmp_path, monkeypatch) -> Work:
-    monkeypatch.setattr(command, "Judge", FakeJudge)
-    monkeypatch.setattr(FakeJudge, "healed", False)
-    return Work(tmp_path)
 
 
 def test_rows_say_all_that_was_found(work, capsys):
@@ -331,11 +266,6 @@ def test_a_release_and_its_errata(work, capsys):
 # -- references ----------------------------------------------------------------------------------------------------
 
 
-def references(work: Work, **codes: str) -> list[str]:
-    path = write(work.folder / "R.jsonl", [{"question_id": name, "code": code} for name, code in codes.items()])
-    return ["--references", str(path)]
-
-
 def test_limits_come_from_references(work):
     work.answers([answer(one, 0, f"wrong{' ' * number}") for number, one in enumerate(DATES)])
     options = references(work, a="right", b="slow")
@@ -368,108 +298,6 @@ def test_a_reference_that_the_machine_fails_is_tried_again(work):
     FakeJudge.healed = True
     assert work.run(*options) == 0
     assert work.judged() == ["infra", "right"]
-
-
-# -- bad input -----------------------------------------------------------------------------------------------------
-
-BAD = {
-    "unknown question": ([answer("a", 0, "x"), answer("zz", 0, "x")], r"G\.jsonl: question_id: .*P\.jsonl; found zz$"),
-    "twice": ([answer("a", 0, "x"), answer("a", 0, "y")], r"G\.jsonl: line 2, question_id and sample: .*line 1 has$"),
-    "no program": ([answer("a", 0)], r"G\.jsonl: line 1, .*neither `code` nor `text`$"),
-    "no sample": ([{"question_id": "a", "code": "x"}], r"G\.jsonl: line 1, sample: "),
-    "a sample in a string": ([answer("a", 0, "x") | {"sample": "0"}], r"G\.jsonl: line 1, sample: "),
-    "a negative sample": ([answer("a", -1, "x")], r"G\.jsonl: line 1, sample: "),
-    "a program that is no text": ([answer("a", 0, "x") | {"code": 3}], r"G\.jsonl: line 1, code: "),
-    "nothing": ([], r"G\.jsonl: expected rows with question_id"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_generations(work, capsys, name):
-    rows, message = BAD[name]
-    work.answers(rows)
-    refused(work, capsys, message)
-
-
-def refused(work: Work, capsys, message: str, *options: str) -> None:
-    """One message, status 2, and nothing written."""
-    before = sorted(path.name for path in work.folder.iterdir())
-    assert work.run(*options) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert re.search(message, line), line
-    assert sorted(path.name for path in work.folder.iterdir()) == before
-    assert FakeJudge.made == []
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "", "\udcff", '{"question_id": "a", "sample": 0, "code": "\udcff"}'])
-def test_lines_that_are_no_rows(work, capsys, text):
-    good = json.dumps(answer("a", 0, "x")).encode() + b"\n"
-    (work.folder / "G.jsonl").write_bytes(good + text.encode(errors="surrogateescape") + b"\n")
-    refused(work, capsys, r"G\.jsonl: line 2, the line: expected a GenerationRow row")
-
-
-@pytest.mark.parametrize("name", ["P.jsonl", "G.jsonl"])
-def test_missing_files(work, capsys, name):
-    (work.folder / name).unlink()
-    refused(work, capsys, rf"{name}: expected .*; found no such file$")
-
-
-def test_bad_problems(work, capsys):
-    problems = work.folder / "P.jsonl"
-    write(problems, [record("a"), record("b") | {"difficulty": "awful"}])
-    refused(work, capsys, r"P\.jsonl: line 2, difficulty: ")
-    write(problems, [record("a"), record("b"), record("a")])
-    refused(work, capsys, r"P\.jsonl: question_id: expected each once; found a again$")
-    write(problems, [record("a") | {"starter_code": "class Solution:"}, record("b")])
-    refused(work, capsys, r"P\.jsonl: question_id a, metadata: expected func_name")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--extraction", "best"], "extraction policy: expected one of strict"),
-        (["--window", "2024"], "window: expected START..END"),
-        (["--window", "2023-01-01..2023-01-31"], r"G\.jsonl: expected answers to problems of .*; found none of 2"),
-        (["--errata", "some"], "errata: expected keep, drop, or kinds"),
-        (["--release", "release_v1"], r"P\.jsonl: expected a folder, for --release release_v1"),
-        (["--references", "none.jsonl"], r"none\.jsonl: expected a JSONL file"),
-    ],
-)  # fmt: skip
-def test_bad_options(work, capsys, options, message):
-    refused(work, capsys, message, *options)
-
-
-def test_bad_folders(work, capsys):
-    folder = ["--problems", str(work.folder)]
-    refused(work, capsys, "expected with a folder, --release and one of release_v1", *folder)
-    refused(work, capsys, "found release_v9", *folder, "--release", "release_v9")
-    refused(work, capsys, r"v1_v2: expected the files test\.jsonl, test2\.jsonl; found no test\.jsonl, test2\.jsonl",
-        *folder, "--release", "v1_v2")  # fmt: skip
-
-
-def test_bad_references(work, capsys):
-    refused(work, capsys, r"R\.jsonl: question_id: .*found zz$", *references(work, zz="right"))
-    path = write(work.folder / "R.jsonl", [{"question_id": "a", "code": "x"}] * 2)
-    refused(work, capsys, r"R\.jsonl: line 2, question_id: expected each once", "--references", str(path))
-
-
-@pytest.mark.parametrize(
-    "option", [["--workers", "0"], ["--cpu-seconds", "nan"], ["--memory-mb", "1.5"], ["--mode", "x"]]
-)
-def test_numbers_that_are_none(work, capsys, option):
-    with pytest.raises(SystemExit, match="2"):
-        work.run(*option)
-    assert f"argument {option[0]}: " in capsys.readouterr().err
-
-
-def test_an_input_is_never_written_over(work, capsys):
-    for name in ("G.jsonl", "P.jsonl"):
-        before = (work.folder / name).read_bytes()
-        refused(work, capsys, r"--out: expected a file of its own", "--out", str(work.folder / name))
-        assert (work.folder / name).read_bytes() == before
-    other = write(work.folder / "other.jsonl", [answer("a", 0, "x")])
-    refused(work, capsys, r"other\.jsonl: line 1, .*expected a VerdictRow", "--out", str(other))
-    assert other.read_text() == json.dumps(answer("a", 0, "x")) + "\n"
 
 
 def test_low_isolation_is_told(work, capsys):
