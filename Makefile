@@ -53,6 +53,7 @@ lint: $(STAMP)  ## style, types, who imports whom, device names
 	  if [ -n "$$found" ]; then echo "$$found"; echo "device names belong in $(DEVICE_FILE) only" >&2; exit 1; fi
 
 bench: $(STAMP)  ## side-by-side measures against peers
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps -r tests/interop/livecodebench.txt
 	$(BIN)/python -m benchmarks
 
 claims: nano  ## the claims at small scale, each against its control (about an hour more)

@@ -50,7 +50,8 @@ A row of --generations:
   {{"question_id": "abc387_a", "sample": 0, "text": "... ```python ... ``` ...", "finish_reason": "stop"}}
   {{"question_id": "abc387_a", "sample": 1, "code": "print(sum(map(int, input().split())) ** 2)"}}
 `code` is judged as it is (and is what counts where a row has both); out of `text` the program is extracted, by a named
-policy. finish_reason may be left out; "length" makes an answer without a program TRUNCATED. Other keys are passed over.
+policy. finish_reason may be left out; "length" makes an answer without a program TRUNCATED. "language" may name another
+one than python (cpp, c, rust) for a `code`. Other keys are passed over.
 
 A row of --out, one for each of --generations and in the same order once all are judged:
   question_id, sample      as given
@@ -261,8 +262,8 @@ def ask(
     for answer in answers:
         tests, entry = problems.tests[answer.question_id]
         limits, settled = references.get(answer.question_id, (base, None))
-        key = verdict_key(answer.code, sums[answer.question_id], entry, mode, limits)
-        asked.append(Asked(answer, Case(answer.code, tests, entry, limits=limits), key, settled))
+        key = verdict_key(answer.code, sums[answer.question_id], entry, mode, limits, answer.language)
+        asked.append(Asked(answer, Case(answer.code, tests, entry, answer.language, limits), key, settled))
     return asked
 
 

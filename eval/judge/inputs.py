@@ -29,6 +29,7 @@ class Answer:
     code: str
     extraction: str | None
     failure: Verdict | None
+    language: str = "python"
 
 
 @dataclass
@@ -84,7 +85,7 @@ def read_answers(path: Path, policy: str) -> list[Answer]:
         failure = None
         if not code.strip():
             failure = Verdict.TRUNCATED if truncated else Verdict.NO_ANSWER
-        answers.append(Answer(row.question_id, row.sample, code, extraction, failure))
+        answers.append(Answer(row.question_id, row.sample, code, extraction, failure, row.language))
     if not answers:
         raise InputError(path, expected="rows with question_id, sample, and code or text", found="an empty file")
     return answers

@@ -21,6 +21,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from core_model.errors import InputError
 from core_model.manifest import sync
 from eval.judge.case import JUDGE_VERSION, Limits, Mode, Test
+from eval.judge.languages import LANGUAGES
 from recipes.rows import Row, Verdict, sha256_of
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,16 @@ class GenerationRow(Row):
     code: str | None = None
     text: str | None = None
     finish_reason: str | None = None
+    language: str = "python"
 
     @model_validator(mode="after")
     def _says_something(self) -> GenerationRow:
         if self.code is None and self.text is None:
             raise ValueError("neither `code` nor `text`")
+        if self.language not in LANGUAGES:
+            raise ValueError(f"language: one of {', '.join(LANGUAGES)}, not {self.language!r}")
+        if self.language != "python" and self.code is None:
+            raise ValueError(f"a program in {self.language} is given as `code`: policies find Python in texts")
         return self
 
 

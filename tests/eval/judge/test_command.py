@@ -69,6 +69,14 @@ FENCED = "So:\n```python\nright\n```\n"
 CUT = "So:\n```python\nrig"
 
 
+def test_other_languages_are_keys_of_their_own(work):
+    work.answers([answer("a", 0, "right"), answer("a", 1, "right") | {"language": "cpp"}])
+    assert work.run() == 0
+    assert sorted(case.language for case in FakeJudge.judged) == ["cpp", "python"]
+    python, cpp = work.rows()
+    assert python.key != cpp.key
+
+
 def test_programs_are_extracted_and_failures_kept_apart(work, capsys):
     work.answers(
         [

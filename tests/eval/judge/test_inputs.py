@@ -17,6 +17,11 @@ BAD = {
     "a sample in a string": ([answer("a", 0, "x") | {"sample": "0"}], r"G\.jsonl: line 1, sample: "),
     "a negative sample": ([answer("a", -1, "x")], r"G\.jsonl: line 1, sample: "),
     "a program that is no text": ([answer("a", 0, "x") | {"code": 3}], r"G\.jsonl: line 1, code: "),
+    "an unknown language": ([answer("a", 0, "x") | {"language": "cobol"}], r"G\.jsonl: line 1, .*not 'cobol'$"),
+    "a language without its code": (
+        [{"question_id": "a", "sample": 0, "text": "x", "language": "cpp"}],
+        r"G\.jsonl: line 1, .*given as `code`",
+    ),
     "nothing": ([], r"G\.jsonl: expected rows with question_id"),
 }
 
