@@ -63,7 +63,7 @@ soak: nano  ## SIGKILL in every stage of make nano and in the judge, the judge u
 	$(BIN)/python tests/soak/kill_stages.py recipes/nano/pipeline.yaml
 	$(BIN)/python tests/soak/kill_judge.py
 	$(BIN)/python tests/soak/judge_load.py
-	$(BIN)/python tests/eval/judge/attack_suite.py --all --check docs/attacks.md
+	$(BIN)/python tests/attacks/suite.py --all --check docs/attacks.md
 
 interop: $(STAMP) $(LM_EVAL)/.installed  ## outside clients, in environments of their own, against our server (docs/interop.md)
 	$(BIN)/python tests/interop/lm_eval_server.py $(LM_EVAL)/bin/python

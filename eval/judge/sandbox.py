@@ -197,7 +197,9 @@ class Sandbox:
         self.dirty = reply["dirty"]
         own = machine = False
         if reply["status"] != 0 and not reply["late"]:
-            own, machine = self._killed_for_memory(), self._machine_killed()
+            own = self._killed_for_memory()
+            # The machine's count has the kills of all memory groups, other sandboxes' too: ask where it may matter.
+            machine = self._machine_killed() and reply["status"] == -signal.SIGKILL
         return Ending(
             reply["status"],
             reply["late"],

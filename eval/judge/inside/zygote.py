@@ -208,9 +208,8 @@ class Zygote:
                     os.close(number)
             if job["kind"] == "execute":
                 os.dup2(sources["program"], FIRST_FREE, inheritable=False)
-            os.closerange(FIRST_FREE + 1, MANY_FILES)
-            if job["kind"] != "execute":
-                os.close(FIRST_FREE)
+            os.closerange(len(FILES), FIRST_FREE)
+            os.closerange(FIRST_FREE + (job["kind"] == "execute"), MANY_FILES)
             self.restrict(job)
             run_job(job, program, text)
         except BaseException as error:  # nothing may fall through into the server's own loop

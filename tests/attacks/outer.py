@@ -1,0 +1,48 @@
+"""The sandbox around the attack suite: what an attack does where our own sandbox lets it through stays in here.
+
+Its own processes, IPC, network and mounts; everything read-only but small private /tmp, /dev/shm, /run and /var/tmp,
+and the control groups, which the judge's last layer needs.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 512 << 20
+
+
+def outer_command() -> list[str]:
+    """The command that runs another one inside."""
+    command = ["bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts", "--die-with-parent"]
+    command += ["--ro-bind", "/", "/"]
+    needed = [Path(sys.base_prefix).resolve(), Path(sys.prefix).absolute(), ROOT]
+    command += _opened(needed)
+    for folder in ("/tmp", "/run", "/var/tmp"):
+        command += ["--size", str(SIZE), "--perms", "1777", "--tmpfs", folder]
+    command += ["--dev", "/dev", "--size", str(SIZE), "--perms", "1777", "--tmpfs", "/dev/shm", "--proc", "/proc"]
+    # Last: a checkout under /tmp is there, too.
+    for folder in needed:
+        command += ["--ro-bind", str(folder), str(folder)]
+    if os.access("/sys/fs/cgroup", os.W_OK):
+        command += ["--bind", "/sys/fs/cgroup", "/sys/fs/cgroup"]
+    return [*command, "--chdir", str(ROOT), "--"]
+
+
+def _opened(needed: list[Path]) -> list[str]:
+    """Folders above what is needed that are closed to others, replaced by open ones: where there are no namespaces,
+    programs read the interpreter as another user."""
+    options: list[str] = []
+    done: set[Path] = set()
+    for path in needed:
+        closed = False
+        for folder in reversed(path.parents):
+            closed = closed or not folder.stat().st_mode & stat.S_IXOTH
+            if closed and folder not in done:
+                first = not any(parent in done for parent in folder.parents)
+                options += ["--perms", "0755", "--tmpfs" if first else "--dir", str(folder)]
+                done.add(folder)
+    return options
