@@ -25,7 +25,7 @@ class MemoryGroup:
         name = f"trivium-judge-{os.getpid()}-{next(_numbers)}"
         own = _own_groups()
         try:
-            for controller in ("memory", "pids"):
+            for controller in ("memory", "pids", "cpuacct"):
                 path = own["" if self.unified else controller] / name
                 if path not in self.folders.values():
                     path.mkdir()
@@ -58,6 +58,13 @@ class MemoryGroup:
         """Cap the number of processes and threads of all together."""
         (self.folders["pids"] / "pids.max").write_text(str(count))
 
+    def cpu_seconds(self) -> float:
+        """CPU time of all its processes so far."""
+        if self.unified:
+            line = (self.folders["memory"] / "cpu.stat").read_text().split("\n", 1)[0]
+            return int(line.split()[1]) / 1e6  # usage_usec comes first, with or without the controller
+        return int((self.folders["cpuacct"] / "cpuacct.usage").read_text()) / 1e9
+
     def kills(self) -> int:
         """How many of its processes were ended for want of memory so far."""
         name = "memory.events" if self.unified else "memory.oom_control"
@@ -83,6 +90,7 @@ class MemoryGroup:
     @classmethod
     def reason_against(cls) -> str | None:
         """Why there can be none here; None when there can."""
+        _sweep()
         try:
             group = cls()
         except OSError as error:
@@ -95,6 +103,16 @@ class MemoryGroup:
         finally:
             group.remove()
         return None
+
+
+def _sweep() -> None:
+    """Remove the groups of judges that were killed; those in use cannot be removed."""
+    with contextlib.suppress(OSError, KeyError):
+        for folder in set(_own_groups().values()):
+            for left in folder.glob("trivium-judge-*"):
+                if not Path("/proc", left.name.split("-")[2]).exists():
+                    with contextlib.suppress(OSError):
+                        left.rmdir()
 
 
 def _own_groups() -> dict[str, Path]:

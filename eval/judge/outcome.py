@@ -16,6 +16,7 @@ from recipes.rows import Verdict
 
 LONGEST_ERROR = 4096  # bytes of stderr that are looked at
 LONGEST_DETAIL = 200  # characters
+MOST_COMPARED = 1 << 20  # elements of two arrays of different shape that are still compared
 LONGEST_INTEGER = 4000  # digits beyond which Python refuses to read one; longer ones are compared as text
 
 
@@ -143,8 +144,11 @@ def _array_outcome(array: list[Any], expected: Any) -> Outcome:
     import numpy
 
     try:
-        equal = numpy.asarray(numpy.asarray(array) == expected)
-    except (ValueError, TypeError, OverflowError) as error:
+        found, wanted = numpy.asarray(array), numpy.asarray(expected)
+        if found.size * wanted.size > MOST_COMPARED and found.shape != wanted.shape:
+            return _wrong_value("returned an array of another shape")  # broadcasting would take the product's memory
+        equal = numpy.asarray(found == wanted)
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
         return failed(Verdict.RUNTIME_ERROR, str(error))
     if equal.size == 1:
         return Outcome(Verdict.CORRECT) if bool(equal.item()) else _wrong_value("returned another array")

@@ -25,6 +25,7 @@ START_SECONDS = 60.0  # a fork server that is not ready by then is the machine's
 ANSWER_SECONDS = 30.0  # beyond a job's own deadline; the fork server keeps that deadline itself
 FIRST_UID, UIDS = 60600, 256  # a range that neither Debian nor systemd hands out
 LOCKS = Path("/run/trivium-judge")
+UNCOUNTED_SECONDS = 0.1  # beyond what its processes' own counts say; the fork server's share is a hundredth of that
 SERVER_BYTES = 192 << 20  # of the fork server itself, in the memory group
 
 
@@ -164,6 +165,7 @@ class Sandbox:
         if self.group is not None:
             self._cap = 0
             self._kills = self.group.kills()
+            self._used = self.group.cpu_seconds()
         self._machine_kills = _machine_kills()
 
     @staticmethod
@@ -196,19 +198,29 @@ class Sandbox:
             raise SandboxLost(reply["failed"])
         self.dirty = reply["dirty"]
         own = machine = False
+        killed = self._killed_for_memory()  # asked each time: a later job is not to be blamed for this one's children
         if reply["status"] != 0 and not reply["late"]:
-            own = self._killed_for_memory()
+            own = killed
             # The machine's count has the kills of all memory groups, other sandboxes' too: ask where it may matter.
             machine = self._machine_killed() and reply["status"] == -signal.SIGKILL
         return Ending(
             reply["status"],
             reply["late"],
-            reply["cpu"],
+            self._seconds(reply["cpu"]),
             reply["wall"],
             reply["rss_kb"] / 1024,
             own,
             machine and not own,
         )
+
+    def _seconds(self, counted: float) -> float:
+        """CPU seconds of a job. The group's count where it is much more: the kernel does not count children whose
+        parent ignores SIGCHLD."""
+        if self.group is None:
+            return counted
+        before, self._used = self._used, self.group.cpu_seconds()
+        used = self._used - before
+        return used if used > counted + UNCOUNTED_SECONDS else counted
 
     def _memory_cap(self, job: Mapping[str, Any]) -> int:
         return job["memory"] + 2 * self.limits.disk_bytes + 3 * job["file_bytes"] + SERVER_BYTES

@@ -8,6 +8,7 @@ When it and all it started have ended, what it printed is read and compared here
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -51,7 +52,6 @@ class Worker:
     def __init__(self, layers: Layers, mode: Mode, limits: Limits) -> None:
         self.layers, self.mode, self.limits = layers, mode, limits
         self.sandboxes: dict[bool, Sandbox] = {}
-        self.cases = 0  # so far; the number of the case at hand
         self.stopping = False
 
     def start(self, *, numpy: bool = False) -> Sandbox:
@@ -93,6 +93,8 @@ class Worker:
                 verdict = self._failed(Verdict.INFRA_ERROR, reason, case)
             if verdict.verdict is not Verdict.INFRA_ERROR or self.stopping:
                 break
+        # A program can put half a surrogate pair into its error message.
+        verdict = replace(verdict, detail=verdict.detail.encode(errors="backslashreplace").decode())
         return replace(verdict, isolation=self.layers.isolation) if verdict.ran else verdict
 
     @staticmethod
@@ -100,7 +102,6 @@ class Worker:
         return CaseVerdict(verdict, detail, (-2,), -5, len(case.tests), ran=True)
 
     def _judge_once(self, case: Case) -> CaseVerdict:
-        self.cases += 1
         total = len(case.tests)
         if not case.source.strip() and self.mode == "strict":
             return CaseVerdict(Verdict.NO_ANSWER, "no program", (-4,), -4, total)
@@ -156,7 +157,7 @@ class Worker:
             "source_name": language.source_name,
             **BUILD_LIMITS,
         }
-        return self._compile(case, job, text, binary) or Program("execute", binary, True)
+        return self._compile(case, job, text, binary) or Program("execute", seal(binary), True)
 
     def _compile_only(self, case: Case, program: Program) -> CaseVerdict | None:
         """Compile a program that has no tests, as the official judge does; the verdict when that fails."""
@@ -209,7 +210,6 @@ class Worker:
             "compile": not program.compiled,
             "entry": case.entry,
             "in_class": program.in_class,
-            "case": self.cases if program.compiled and program.kind != "execute" else None,
             "argv": ["main"],
             "cpu": limits.cpu_seconds,
             "wall": limits.deadline,
@@ -234,12 +234,20 @@ class Worker:
                 if os.fstat(given["code"]).st_size == 0:
                     reason = "took too long" if ending.late else last_line(streams["stderr"])
                     return Outcome(Verdict.COMPILE_ERROR, reason or "not a program", -4, -4), ending
-                program.file, program.compiled = given["code"], True
+                program.file, program.compiled = seal(given["code"]), True
             judge = _JUDGES[program.kind]
             return judge(case, test, ending, streams, job), ending
 
 
 _JUDGES = {"program": program_outcome, "execute": program_outcome, "call": value_outcome, "official": official_outcome}
+
+
+def seal(file: int) -> int:
+    """Let nobody change a file in memory any more: a program that runs from one can open it."""
+    fcntl.fcntl(
+        file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    )
+    return file
 
 
 def _is_unicode(text: str) -> bool:
@@ -253,7 +261,7 @@ def _is_unicode(text: str) -> bool:
 @contextmanager
 def memory_file(data: bytes = b"") -> Iterator[int]:
     """A file in memory, as a number; its offset is at the start."""
-    file = os.memfd_create("judge", os.MFD_CLOEXEC)
+    file = os.memfd_create("judge", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         view, offset = memoryview(data), 0
         while offset < len(view):

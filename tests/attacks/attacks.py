@@ -116,9 +116,20 @@ PROCESSES = [
     one("signal the judge", "processes", tries("os.kill(int(SUITE_PID), 0)", "import os\n")),
     one("kill the server", "processes", "import os\nos.kill(os.getppid(), 9)", "infra"),
     one("stop the server", "processes", "import os\nos.kill(os.getppid(), 19)", "infra"),
+    one("interrupt the server", "processes", "import os, time\nos.kill(os.getppid(), 2)\ntime.sleep(0.3)", "infra"),
+    one("every signal to the server", "processes", "import os, time\nfor n in range(1, 65):\n    try: os.kill(os.getppid(), n)"
+        "\n    except OSError: pass\ntime.sleep(0.3)", "infra"),
     one("kill everybody", "processes", "import os\nos.kill(-1, 9)", "infra"),
     one("kill itself", "processes", "import os\nos.kill(os.getpid(), 9)", "infra"),
     one("stop itself", "processes", "import os\nos.kill(os.getpid(), 19)", "infra"),
+    one("work of children nobody counts", "processes",
+        "import os, signal, time\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nr, w = os.pipe()\nif os.fork() == 0:\n"
+        "    while time.process_time() < 2.5: pass\n    os.write(w, b'x')\n    os._exit(0)\nos.close(w)\nos.read(r, 1)\n"
+        "print('ESCAPED')"),
+    one("work of orphans", "processes",
+        "import os, time\nr, w = os.pipe()\nif os.fork() == 0:\n    if os.fork() == 0:\n"
+        "        while time.process_time() < 2.5: pass\n        os.write(w, b'x')\n    os._exit(0)\nos.wait()\nos.close(w)\n"
+        "os.read(r, 1)\nprint('ESCAPED')"),
     one("become root", "processes", tries("os.setuid(0)", "import os\n")),
     one("join another group", "processes", tries("os.setgroups([0])", "import os\n")),
     one("a user namespace", "processes", SYSCALL + "print('ESCAPED' if call(272, 0x10000000) == 0 else '')"),
@@ -263,6 +274,9 @@ STATE = [
           "    time.sleep(0.2)"),
     state("names in builtins and modules", "import builtins, sys, random\nn = getattr(builtins, 'tally', 0)\nprint(n)\n"
           "builtins.tally = random.tally = sys.tally = n + 1"),
+    Attack("settings of an open file", "state between tests", (
+        "import fcntl\n" + CALL + "        n = fcntl.fcntl(0, 11)\n        fcntl.fcntl(0, 10, n + 1)\n        return n",),
+        tests=("0", "1", "2"), entry="solve"),
     Attack("calls counted (recorded)", "state between tests", (
         "class Solution:\n    n = 0\n    def solve(self, x):\n        Solution.n += 1\n        return Solution.n - 1",),
         tests=("0", "1", "2"), entry="solve"),
@@ -270,7 +284,17 @@ STATE = [
 
 _SEES = "import sys\nprint('ESCAPED' if getattr(sys, 'pwned', 0) or sys.modules.get('pwned') else '')"
 _WELL = "import os\nopen('mine', 'w').write('x' * 1000)\nos.listdir('.')\nprint('well')"
+_HEAP = (
+    "import ctypes\nfor line in open('/proc/self/maps'):\n    span, rights = line.split()[:2]\n"
+    "    if not rights.startswith('rw') or '[stack' in line: continue\n    a, b = (int(x, 16) for x in span.split('-'))\n"
+    "    data = ctypes.string_at(a, b - a)\n    at = data.find(b'left-over-')\n    found = False\n"
+    # What follows is told by its numbers: a needle spelt out would find itself.
+    "    while at >= 0 and not found:\n        found = data[at + 10] == 102 and data[at + 15] == 65\n"
+    "        at = data.find(b'left-over-', at + 1)\n    if found: print('ESCAPED'); break"
+)
 LEFTOVERS = [
+    Attack("the text of an earlier program", "the next program", (
+        "x = [" + ", ".join(f"'left-over-from-A {n}'" for n in range(200)) + "]\nprint('nothing in particular')", _HEAP)),
     Attack("sitecustomize and a .pth file", "the next program", (
         "for name in ('sitecustomize.py', 'usercustomize.py', 'collections.py', 'random.py', 'heapq.py'):\n"
         "    open(name, 'w').write('import sys\\nsys.pwned = 1')\nopen('x.pth', 'w').write('import sys; sys.pwned = 1')",

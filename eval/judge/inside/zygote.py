@@ -35,8 +35,6 @@ LONGEST_REQUEST = 1 << 16
 
 FIRST_FREE = 16  # below: standard streams, FILES, and numbers held so that no file of a job gets them
 FILES = {"stdin": 0, "stdout": 1, "stderr": 2, "result": 3, "code": 4}
-NULL = 15
-MOST_CODE = 1 << 20  # bytes of marshalled code that are kept
 MANY_FILES = 1 << 16
 
 builder = official = python_runner = None  # this folder's modules, imported by `main` once it is on the path
@@ -139,7 +137,6 @@ class Zygote:
         self.poll = select.poll()
         self.poll.register(channel, 0)  # nothing but the judge's end being closed
         self.traces = Traces(config["writable"])
-        self.case = self.code = None
 
     def serve(self):
         while True:
@@ -156,7 +153,7 @@ class Zygote:
                 return
 
     def run(self, job, files):
-        self.keep_code(job, files)
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         started = time.monotonic()
         pid = fork()
         if pid < 0:
@@ -166,12 +163,13 @@ class Zygote:
         late, usage, status = self.wait(pid, started + job["wall"])
         seconds = time.monotonic() - started
         clean = end_all_processes()
+        total = resource.getrusage(resource.RUSAGE_CHILDREN)  # orphans, too, whom only this process has waited for
         if not clean or self.traces.now() != self.traces.before:
             clean = False
         return {
             "status": os.waitstatus_to_exitcode(status),
             "late": late,
-            "cpu": usage.ru_utime + usage.ru_stime,
+            "cpu": total.ru_utime + total.ru_stime - used.ru_utime - used.ru_stime,
             "wall": seconds,
             "rss_kb": usage.ru_maxrss,
             "dirty": not clean,
@@ -198,14 +196,16 @@ class Zygote:
         try:
             os.setsid()
             sources = dict(zip(job["files"], files, strict=True))
-            program = self.program(job, sources) if job["kind"] != "execute" else None
+            program = read_all(sources["program"]) if job["kind"] != "execute" else None
             text = read_all(sources["stdin"]).decode() if job["kind"] in ("call", "official") else ""
             # All files came with numbers from FIRST_FREE on, so that none is overwritten before its turn.
             for name, number in FILES.items():
                 if name in sources:
-                    os.dup2(NULL if name == "stdin" and text else sources[name], number)
+                    os.dup2(sources[name], number)
                 elif number > 2:
                     os.close(number)
+            if job["kind"] in ("call", "official"):  # opened anew: what is set on an open file, others would see
+                os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             if job["kind"] == "execute":
                 os.dup2(sources["program"], FIRST_FREE, inheritable=False)
             os.closerange(len(FILES), FIRST_FREE)
@@ -217,23 +217,6 @@ class Zygote:
                 os.write(2, f"{type(error).__name__}: {error}\n".encode())
             os._exit(120)
 
-    def program(self, job, sources):
-        """The program's text, or its code."""
-        if job["compile"]:
-            return read_all(sources["program"])
-        return self.code if self.code is not None else marshal.loads(read_all(sources["program"]))
-
-    def keep_code(self, job, files):
-        """Have the code of a program with many tests ready before the forks, as long as its tests go on. The process
-        that wrote it ran nothing but the compiler."""
-        if self.case == job.get("case"):
-            return
-        self.case, self.code = job.get("case"), None
-        if self.case is not None:
-            file = files[job["files"].index("program")]
-            if os.fstat(file).st_size <= MOST_CODE:
-                self.code = marshal.loads(read_all(file))
-
     def restrict(self, job):
         resource.setrlimit(resource.RLIMIT_STACK, self.stack)
         memory = job["memory"] + (self.base_bytes if job["kind"] != "execute" else 0)
@@ -244,6 +227,7 @@ class Zygote:
         whole = int(job["cpu"]) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (whole, whole + 1))
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if job["kind"] == "execute":
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
@@ -256,8 +240,9 @@ def run_job(job, program, text):
     if kind == "build":
         builder.build(job, program)
     gc.enable()  # what was made before the fork stays frozen: walking it would copy all of its pages
-    code = program
-    if job["compile"]:
+    if not job["compile"]:
+        code = marshal.loads(program)
+    else:
         rewrite = official.rewrite if kind.startswith("official") and not job.get("entry") else None
         code = python_runner.compile_program(program, rewrite)
     if kind == "program":
@@ -291,6 +276,8 @@ def main():
     config = json.loads(sys.argv[1])
     channel = socket.socket(fileno=hold_numbers(config["channel"]))
     os.umask(0o022)
+    # Python would handle it, and what pid 1 handles, it gets; no signal without a handler reaches it from inside.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if config["uid"] is not None:
         drop_to(config["uid"])
     os.chdir(config["folder"])

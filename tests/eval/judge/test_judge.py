@@ -288,6 +288,29 @@ def test_cpp(judge: Judge) -> None:
     ]
 
 
+@pytest.mark.skipif(LANGUAGES["c"].missing() is not None, reason="no C compiler")
+def test_a_compiled_program_cannot_change_itself(judge: Judge) -> None:
+    """Opened for reading while it runs, the file could be written to through /proc by what is executed next."""
+    source = """
+    #include <fcntl.h>
+    #include <stdio.h>
+    #include <unistd.h>
+    char state[] = "STATE-0";
+    int main(void) {
+        puts(state + 6); fflush(stdout);
+        int file = open("/proc/self/exe", O_RDONLY), at = 0, n;
+        static char data[1 << 20];
+        n = read(file, data, sizeof data);
+        for (int i = 0; i < n - 7; i++) if (data[i] == 'S' && data[i + 1] == 'T' && data[i + 5] == '-') at = i + 6;
+        char command[200];
+        sprintf(command, "printf 1 | dd of=/proc/self/fd/%d bs=1 seek=%d conv=notrunc 2>/dev/null", file, at);
+        execl("/bin/sh", "sh", "-c", command, (char*)0);
+    }
+    """
+    one = program(judge, source, (Test("", "0"),) * 2, language="c")
+    assert one.results[:1] in ((True,), (-4,)) and "'1'" not in one.detail, one.detail
+
+
 def test_languages_that_are_not_there(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LANGUAGES, "abc", Language("main.abc", ("no-such-compiler",)))
     assert program(judge, "x", language="abc").verdict is Verdict.INFRA_ERROR
@@ -350,6 +373,34 @@ def test_a_sandbox_that_always_dies_is_no_wrong_answer(judge: Judge, monkeypatch
     assert one.verdict is Verdict.INFRA_ERROR and len(set(started)) == 3
     monkeypatch.undo()
     assert program(judge, "print(4)").verdict is Verdict.WRONG_ANSWER
+
+
+def test_memory_of_one_program_is_not_blamed_on_the_next(judge: Judge) -> None:
+    greedy = (
+        "import os, time\nfor _ in range(5):\n    if os.fork() == 0:\n        x = b'x' * (200 << 20)\n"
+        "        time.sleep(1)\n"
+        "        os._exit(0)\nfor _ in range(5): os.wait()\nprint(sum(map(int, input().split())))"
+    )
+    program(judge, greedy, ADD[:1], limits=Limits(cpu_seconds=6, memory_bytes=256 << 20))
+    assert program(judge, "raise SystemExit(3)").verdict is Verdict.RUNTIME_ERROR
+
+
+def test_an_array_that_is_no_answer_costs_the_judge_nothing() -> None:
+    """Compared with numpy's broadcasting it would take the product of both sizes."""
+    source = (
+        "import os\nclass Solution:\n    def f(self, x):\n"
+        "        os.write(3, ('{\"array\": [' + ','.join(['[0]'] * 60000) + ']}').encode())\n        os._exit(0)"
+    )
+    case = Case(source, (Test("1", json.dumps(list(range(60000)))),), entry="f", limits=SMALL)
+    with Judge("lcb-compat", workers=1, limits=SMALL) as compat:
+        one = compat.judge(case)
+    assert (one.verdict, one.results) == (Verdict.WRONG_ANSWER, (False,))
+
+
+def test_details_are_unicode(judge: Judge) -> None:
+    one = program(judge, "class E(Exception): pass\nE.__name__ = 'E'\nraise E('\\ud800')")
+    assert one.verdict is Verdict.RUNTIME_ERROR
+    one.detail.encode()
 
 
 def test_a_full_disk_is_no_wrong_answer(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
