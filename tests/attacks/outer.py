@@ -13,19 +13,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 512 << 20
+NEEDED = [Path(sys.base_prefix).resolve(), Path(sys.prefix).absolute(), ROOT]
 
 
 def outer_command() -> list[str]:
     """The command that runs another one inside."""
     command = ["bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts", "--die-with-parent"]
     command += ["--ro-bind", "/", "/"]
-    needed = [Path(sys.base_prefix).resolve(), Path(sys.prefix).absolute(), ROOT]
-    command += _opened(needed)
+    command += _opened(NEEDED)
     for folder in ("/tmp", "/run", "/var/tmp"):
         command += ["--size", str(SIZE), "--perms", "1777", "--tmpfs", folder]
     command += ["--dev", "/dev", "--size", str(SIZE), "--perms", "1777", "--tmpfs", "/dev/shm", "--proc", "/proc"]
     # Last: a checkout under /tmp is there, too.
-    for folder in needed:
+    for folder in NEEDED:
         command += ["--ro-bind", str(folder), str(folder)]
     if os.access("/sys/fs/cgroup", os.W_OK):
         command += ["--bind", "/sys/fs/cgroup", "/sys/fs/cgroup"]

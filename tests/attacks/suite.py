@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 
 from attacks import ATTACKS, Attack  # noqa: E402
-from outer import outer_command  # noqa: E402
+from outer import NEEDED, outer_command  # noqa: E402, F401
 
 import eval.judge.sandbox as sandbox_module  # noqa: E402
 from eval.judge.case import Case, CaseVerdict, Limits, Test  # noqa: E402

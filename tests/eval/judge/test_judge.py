@@ -326,7 +326,8 @@ def test_languages_that_are_not_there(judge: Judge, monkeypatch: pytest.MonkeyPa
     [
         "import os\nprint(len(os.listdir('/tmp')))\nopen('/tmp/x', 'w')",
         "import os\nprint(len(os.listdir('/dev/shm')))\nopen('/dev/shm/x', 'w')",
-        "import os\nprint(len([p for p in os.listdir('/proc') if p.isdigit()]) - 2)\n"
+        "import os\nours = 1, os.getpid(), os.getppid()\n"
+        "print(len([p for p in os.listdir('/proc') if p.isdigit() and int(p) not in ours]))\n"
         "if os.fork() == 0:\n    os.setsid()\n    import time\n    time.sleep(30)",
         "import builtins\nprint(getattr(builtins, 'tally', 0))\nbuiltins.tally = 1",
         "import sys\nprint(int('leftover' in sys.modules))\nsys.modules['leftover'] = sys",
