@@ -22,7 +22,7 @@ SOME = (
     "write into /tmp",
     "an abstract socket",
     "200 processes",
-    "six times 200 MB",
+    "three times 160 MB",
     "the server's memory",
     "kill the server",
     "shared memory of System V",
