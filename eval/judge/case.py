@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Literal
 from recipes.rows import Verdict
 
 Mode = Literal["strict", "lcb-compat"]
-JUDGE_VERSION = "1"  # part of every verdict's key: raised whenever a verdict could change
+MOST_BYTES = 1 << 44  # of any limit: what Linux can address leaves room for more
+MOST_SECONDS = 1e6
+JUDGE_VERSION = "2"  # part of every verdict's key: raised whenever a verdict could change
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,15 @@ class Limits:
     disk_bytes: int = 64 << 20
 
     def __post_init__(self) -> None:
-        for name in ("cpu_seconds", "memory_bytes", "output_bytes", "processes", "disk_bytes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is more than 0, not {getattr(self, name)}")
-        for name in ("wall_seconds", "problem_seconds"):
+        for name in ("memory_bytes", "output_bytes", "processes", "disk_bytes"):
+            if not 0 < getattr(self, name) <= MOST_BYTES:
+                raise ValueError(f"{name} is more than 0 and at most {MOST_BYTES}, not {getattr(self, name)}")
+        for name in ("cpu_seconds", "wall_seconds", "problem_seconds"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} is more than 0, or None; not {value}")
+            if value is None and name != "cpu_seconds":
+                continue
+            if not (isinstance(value, int | float) and 0 < value <= MOST_SECONDS):  # no NaN either
+                raise ValueError(f"{name} is more than 0 and at most {MOST_SECONDS:g}, not {value}")
 
     @property
     def deadline(self) -> float:

@@ -21,6 +21,7 @@ class MemoryGroup:
 
     def __init__(self) -> None:
         self.folders: dict[str, Path] = {}
+        self._open: dict[str, int] = {}
         self.unified = (ROOT / "cgroup.controllers").exists()
         name = f"trivium-judge-{os.getpid()}-{next(_numbers)}"
         own = _own_groups()
@@ -61,21 +62,35 @@ class MemoryGroup:
     def cpu_seconds(self) -> float:
         """CPU time of all its processes so far."""
         if self.unified:
-            line = (self.folders["memory"] / "cpu.stat").read_text().split("\n", 1)[0]
+            line = self._read("memory", "cpu.stat").split(b"\n", 1)[0]
             return int(line.split()[1]) / 1e6  # usage_usec comes first, with or without the controller
-        return int((self.folders["cpuacct"] / "cpuacct.usage").read_text()) / 1e9
+        return int(self._read("cpuacct", "cpuacct.usage")) / 1e9
 
     def kills(self) -> int:
         """How many of its processes were ended for want of memory so far."""
-        name = "memory.events" if self.unified else "memory.oom_control"
-        for line in (self.folders["memory"] / name).read_text().splitlines():
-            key, _, value = line.partition(" ")
-            if key == "oom_kill":
-                return int(value)
-        return 0
+        text = self._read("memory", "memory.events" if self.unified else "memory.oom_control")
+        _, _, rest = text.partition(b"\noom_kill ")
+        return int(rest.split(b"\n", 1)[0]) if rest else 0
+
+    def has_been_full(self) -> bool:
+        """Whether its memory has ever reached the cap."""
+        if self.unified:
+            _, _, rest = self._read("memory", "memory.events").partition(b"\noom ")
+            return bool(rest) and int(rest.split(b"\n", 1)[0]) > 0
+        # Not the count of failures, which stays 0 in some kernels.
+        most, cap = (self._read("memory", f"memory.{name}_in_bytes") for name in ("max_usage", "limit"))
+        return int(most) >= int(cap)
+
+    def _read(self, controller: str, name: str) -> bytes:
+        """A file of the group's, kept open: it is read after every test."""
+        if name not in self._open:
+            self._open[name] = os.open(self.folders[controller] / name, os.O_RDONLY | os.O_CLOEXEC)
+        return os.pread(self._open[name], 4096, 0)
 
     def remove(self) -> None:
         """Remove it; its processes must have ended (the kernel needs a moment to forget them)."""
+        while self._open:
+            os.close(self._open.popitem()[1])
         for path in dict.fromkeys(self.folders.values()):
             for _ in range(100):
                 try:

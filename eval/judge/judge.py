@@ -47,6 +47,7 @@ class Judge:
         count = workers or len(os.sched_getaffinity(0))
         self._workers = [Worker(self.layers, mode, self.limits) for _ in range(count)]
         self._lock = threading.Lock()
+        self._busy: int | None = None  # the thread whose call is at work
         try:
             self._workers[0].start()
         except SandboxLost as error:
@@ -68,9 +69,15 @@ class Judge:
         self.close()
 
     def close(self) -> None:
-        """End all sandboxes; the next call would start new ones."""
+        """End all sandboxes; a call at work in another thread is stopped first. The next call would start new ones."""
+        if self._busy == threading.get_ident():
+            raise RuntimeError("a judge cannot be closed by its own call's on_verdict")
         for worker in self._workers:
-            worker.close()
+            worker.stop()
+        with self._lock:
+            for worker in self._workers:
+                worker.close()
+                worker.stopping = False
 
     def judge(self, case: Case) -> CaseVerdict:
         """The verdict on one case."""
@@ -89,8 +96,14 @@ class Judge:
         """
         if not all(case.trusted for case in cases):
             self.require_isolation()
+        if self._busy == threading.get_ident():
+            raise RuntimeError("a judge's on_verdict cannot use the judge")
         with self._lock:  # the sandboxes serve one call at a time
-            return self._judge_many(cases, on_verdict)
+            self._busy = threading.get_ident()
+            try:
+                return self._judge_many(cases, on_verdict)
+            finally:
+                self._busy = None
 
     def require_isolation(self) -> None:
         """Make sure that programs which a model wrote may run here.
@@ -117,6 +130,7 @@ class Judge:
         def work(worker: Worker) -> None:
             for index in waiting:
                 if worker.stopping:
+                    done.put((index, RuntimeError("the judge was closed")))
                     return
                 try:
                     done.put((index, worker.judge(cases[index])))

@@ -98,6 +98,10 @@ def find_layers(highest: int = FULL) -> Layers:
             present.add(name)
         else:
             missing[name] = reason
+    # bubblewrap shows the interpreter at another place; without, it is run from where it stands.
+    if "namespaces" not in present and os.geteuid() == 0 and (reason := _try_outside()) is not None:
+        present.discard("uid")
+        missing["uid"] = reason
     return Layers(frozenset(present), missing)
 
 
@@ -106,6 +110,14 @@ def _try_uid() -> str | None:
         return "not root: programs run under your own uid"
     program = f"import os; os.setgroups([]); os.setresgid(*[{NOBODY}] * 3); os.setresuid(*[{NOBODY}] * 3)"
     return _run([sys.executable, "-S", "-c", program])
+
+
+def _try_outside() -> str | None:
+    """Why a user without rights cannot run the interpreter where it stands; None when one can."""
+    program = f"import os; os.setgroups([]); os.setresuid(*[{NOBODY}] * 3); import json"
+    if _run([*interpreter(inside=False), "-c", program]) is None:
+        return None
+    return f"other users cannot read the interpreter in {Path(sys.base_prefix).resolve()}: no program can run"
 
 
 def _try_seccomp(present: frozenset[str]) -> str | None:
@@ -181,7 +193,9 @@ def bubblewrap(disk_bytes: int, filter_file: int | None) -> list[str]:
         filter_file: an open file with seccomp's instructions.
     """
     size = str(disk_bytes)
-    command = ["bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    # Where the user's PATH has it; what starts it has a PATH of its own.
+    command = [shutil.which("bwrap") or "bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts"]
+    command += ["--unshare-cgroup-try"]
     command += ["--as-pid-1", "--hostname", "judge"]
     if os.geteuid() != 0:
         command += ["--unshare-user", "--disable-userns"]
@@ -218,4 +232,5 @@ ENVIRONMENT = {
     "PYTHONUTF8": "1",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",  # see inside/zygote.py
 }

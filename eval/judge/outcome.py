@@ -54,15 +54,16 @@ def how_it_ended(ending: Ending, files: Mapping[str, int], job: Mapping[str, Any
         return failed(Verdict.TIME_LIMIT, f"{ending.wall:.1f} s of wall time, {ending.cpu:.1f} of CPU time")
     if ending.cpu > job["cpu"] or ending.status == -signal.SIGXCPU:
         return failed(Verdict.TIME_LIMIT, f"{ending.cpu:.2f} s of CPU time, more than {job['cpu']:g}")
-    for name in ("stdout", "stderr"):
-        if os.fstat(files[name]).st_size >= job["file_bytes"]:
+    for name in ("stdout", "stderr", "result"):
+        if name in files and os.fstat(files[name]).st_size >= job["file_bytes"]:
             return failed(Verdict.OUTPUT_LIMIT, f"{name}: {job['file_bytes']} bytes")
     if ending.out_of_memory:
         return failed(Verdict.MEMORY_LIMIT, "ended for want of memory")
     if ending.status == 0:
         return None
     error = last_line(files["stderr"])
-    if error.startswith("MemoryError") or "std::bad_alloc" in error or "memory allocation of" in error:
+    kind = error.partition(":")[0]  # numpy has an error of its own, of this kind
+    if kind.endswith("MemoryError") or "std::bad_alloc" in error or "memory allocation of" in error:
         return failed(Verdict.MEMORY_LIMIT, error)
     if ending.status < 0:
         return failed(Verdict.RUNTIME_ERROR, f"ended by {signal_name(-ending.status)}")
@@ -84,14 +85,9 @@ def program_outcome(
 def value_outcome(case: Case, test: Test, ending: Ending, files: Mapping[str, int], job: Mapping[str, Any]) -> Outcome:
     """Of a function that was called. What it returned came back as JSON, written by a process that cannot be trusted:
     it is data and never a verdict."""
-    try:
-        expected = load(test.output)
-        for line in test.input.split("\n"):
-            load(line)
-    except (ValueError, RecursionError):
-        return Outcome(Verdict.INVALID_PROBLEM, "a test that is not JSON", -4, -5)
     if (failure := how_it_ended(ending, files, job)) is not None:
         return failure
+    expected = load(test.output)
     reply = read_reply(files["result"])
     if reply is None:
         return failed(Verdict.RUNTIME_ERROR, "the process ended before the function returned")
@@ -127,10 +123,7 @@ def official_outcome(
         if isinstance(printed, str) and same_output(printed, test.output):
             return Outcome(Verdict.CORRECT)
         return failed(Verdict.WRONG_ANSWER, first_difference(str(printed), test.output))
-    try:
-        expected = load(test.output)
-    except (ValueError, RecursionError):
-        return Outcome(Verdict.INVALID_PROBLEM, "a test that is not JSON", -4, -5)
+    expected = load(test.output)
     if isinstance(array := reply.get("array"), list):
         return _array_outcome(array, expected)
     if "value" in reply and same_value(reply["value"], expected):
@@ -173,7 +166,7 @@ def read(file: int) -> bytes:
 def read_reply(file: int) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is none."""
     try:
-        reply = load(read(file).decode())
+        reply = load(read(file).decode(errors="surrogatepass"))
     except (ValueError, RecursionError):
         return None
     return reply if isinstance(reply, dict) else None
@@ -193,12 +186,36 @@ def _integer(text: str) -> Any:
     return int(text) if len(text) <= LONGEST_INTEGER else ("integer", text)
 
 
+def invalid_test(case: Case) -> str | None:
+    """Why no program can be judged by these tests; None where all are sound. Asked before any is run: a problem that
+    is invalid for programs that come to its fifth test, and wrong for the others, would only ever count against."""
+    for number, test in enumerate(case.tests, 1):
+        for name, text in (("input", test.input), ("output", test.output)):
+            try:
+                text.encode()
+                if case.entry is not None:
+                    for line in text.split("\n") if name == "input" else [text]:
+                        load(line)
+            except UnicodeEncodeError:
+                return f"test {number}: its {name} is not Unicode (a lone surrogate)"
+            except (ValueError, RecursionError):
+                return f"test {number}: its {name} is not JSON"
+    return None
+
+
 def last_line(file: int) -> str:
     """The last line of what a program wrote to stderr: for Python, the error itself."""
     size = os.fstat(file).st_size
     text = os.pread(file, LONGEST_ERROR, max(0, size - LONGEST_ERROR)).decode(errors="replace")
     lines = text.strip().splitlines()
     return lines[-1].strip()[:LONGEST_DETAIL] if lines else ""
+
+
+def first_error(file: int) -> str:
+    """The line in which a compiler says what is wrong; the last one where none says "error"."""
+    text = os.pread(file, LONGEST_ERROR, 0).decode(errors="replace")
+    found = next((line for line in text.splitlines() if "error" in line.lower()), None)
+    return found.strip()[:LONGEST_DETAIL] if found is not None else last_line(file)
 
 
 def signal_name(number: int) -> str:

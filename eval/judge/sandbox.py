@@ -190,19 +190,17 @@ class Sandbox:
             socket.send_fds(self.channel, [message], list(files.values()))
             reply = self._receive(job["wall"] + ANSWER_SECONDS)
         except (OSError, SandboxLost) as error:
-            killed = self._killed_for_memory()
+            killed, _ = self._out_of_memory()
             self.close()
             raise SandboxLost(str(error), out_of_memory=killed) from error
         if "failed" in reply:
             self.close()
             raise SandboxLost(reply["failed"])
         self.dirty = reply["dirty"]
-        own = machine = False
-        killed = self._killed_for_memory()  # asked each time: a later job is not to be blamed for this one's children
-        if reply["status"] != 0 and not reply["late"]:
-            own = killed
-            # The machine's count has the kills of all memory groups, other sandboxes' too: ask where it may matter.
-            machine = self._machine_killed() and reply["status"] == -signal.SIGKILL
+        own, machine = self._out_of_memory()  # asked each time: a later job is not to be blamed for this one's children
+        if reply["status"] == 0 or reply["late"]:
+            own = machine = False
+        machine = machine and reply["status"] == -signal.SIGKILL
         return Ending(
             reply["status"],
             reply["late"],
@@ -210,7 +208,7 @@ class Sandbox:
             reply["wall"],
             reply["rss_kb"] / 1024,
             own,
-            machine and not own,
+            machine,
         )
 
     def _seconds(self, counted: float) -> float:
@@ -225,15 +223,20 @@ class Sandbox:
     def _memory_cap(self, job: Mapping[str, Any]) -> int:
         return job["memory"] + 2 * self.limits.disk_bytes + 3 * job["file_bytes"] + SERVER_BYTES
 
-    def _killed_for_memory(self) -> bool:
-        if self.group is None:
-            return False
-        before, self._kills = self._kills, self.group.kills()
-        return self._kills > before
+    def _out_of_memory(self) -> tuple[bool, bool]:
+        """Whether a process of its was ended since the last time for want of memory: its own cap's, the machine's.
 
-    def _machine_killed(self) -> bool:
-        before, self._machine_kills = self._machine_kills, _machine_kills()
-        return self._machine_kills > before
+        The kernel counts both kinds of kill for the group of the process it ends, and only for that group: other
+        sandboxes' programs have no part in it. Without a group there is the machine's count alone.
+        """
+        if self.group is None:
+            earlier, self._machine_kills = self._machine_kills, _machine_kills()
+            return False, self._machine_kills > earlier
+        before, self._kills = self._kills, self.group.kills()
+        if self._kills == before:
+            return False, False
+        own = self.group.has_been_full()
+        return own, not own
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         self.channel.settimeout(seconds)
@@ -259,6 +262,8 @@ class Sandbox:
 
     def close(self) -> None:
         """End everything in it. The fork server goes when the socket does; what remains is ended by the kernel."""
+        with contextlib.suppress(OSError):  # a fork of the judge's own process may hold it open, too
+            self.channel.shutdown(socket.SHUT_RDWR)
         self.channel.close()
         if self.process is not None:
             try:

@@ -16,6 +16,8 @@ from core_model.errors import InputError
 
 CLONE_NEW_FLAGS = (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+# F_GETLK, F_SETLK, F_SETLKW, their OFD kin, F_SETLEASE: a lock on a file of the system's is seen in other sandboxes.
+LOCK_COMMANDS = (5, 6, 7, 36, 37, 38, 1024)
 
 _REFUSED = """
     ptrace process_vm_readv process_vm_writev process_madvise process_mrelease pidfd_getfd kcmp move_pages
@@ -24,7 +26,7 @@ _REFUSED = """
     add_key request_key keyctl shmget shmat shmctl shmdt semget semop semctl semtimedop msgget msgsnd msgrcv
     msgctl mq_open mq_unlink init_module finit_module delete_module kexec_load kexec_file_load reboot swapon
     swapoff settimeofday clock_settime clock_adjtime adjtimex acct quotactl quotactl_fd syslog vhangup iopl
-    ioperm modify_ldt setpriority ioprio_set sched_setscheduler sched_setparam sched_setattr
+    ioperm modify_ldt setpriority ioprio_set sched_setscheduler sched_setparam sched_setattr flock
 """
 REFUSED = _REFUSED.split()
 ABSENT = ("clone3", "io_uring_setup", "io_uring_enter", "io_uring_register")  # glibc falls back from clone3 to clone
@@ -62,6 +64,8 @@ def compile_filter() -> bytes:
     rules.add_rule(refuse, "socket", arg(0, int(socket.AF_UNIX)))
     for request in (TIOCSTI, TIOCLINUX):
         rules.add_rule(refuse, "ioctl", arg(1, request, 0xFFFFFFFF))
+    for command in LOCK_COMMANDS:
+        rules.add_rule(refuse, "fcntl", arg(1, command, 0xFFFFFFFF))
     with tempfile.TemporaryFile() as file:
         rules.export_bpf(file)
         file.flush()

@@ -1,8 +1,8 @@
 """One place where cases are judged, one at a time: it keeps a sandbox, gives it the jobs of a case, compares.
 
-The order of things for one case: the program is compiled in a process of its own (no code of the program runs), then
-each test runs in a fresh process that gets stdin as a file and writes to files that only grow to the output limit.
-When it and all it started have ended, what it printed is read and compared here.
+The order of things for one case: each test runs in a fresh process that gets stdin as a file and writes to files that
+only grow to the output limit; the first one compiles the program, too (what is to be built is built before, in a
+process of its own). When it and all it started have ended, what it printed is read and compared here.
 """
 
 from __future__ import annotations
@@ -18,11 +18,21 @@ from typing import Any
 from eval.judge.case import Case, CaseVerdict, Limits, Mode, Test
 from eval.judge.languages import LANGUAGES
 from eval.judge.layers import Layers
-from eval.judge.outcome import Outcome, last_line, official_outcome, program_outcome, value_outcome
+from eval.judge.outcome import (
+    Outcome,
+    first_error,
+    invalid_test,
+    last_line,
+    official_outcome,
+    program_outcome,
+    value_outcome,
+)
 from eval.judge.sandbox import Ending, Sandbox, SandboxLost
 from recipes.rows import Verdict
 
 BUILD_LIMITS = {"cpu": 30.0, "wall": 120.0, "memory": 2 << 30, "file_bytes": 256 << 20}
+WHOLE, NOT_BEGUN = b"\nwhole\n", 120  # as in inside/python_runner.py and inside/zygote.py
+LONGEST_NAME = 256  # characters of a function's name
 ATTEMPTS = 3  # when the machine, not the program, is at fault
 
 
@@ -115,8 +125,10 @@ class Worker:
             )
         if (compiler := language.missing()) is not None:
             return CaseVerdict(Verdict.INFRA_ERROR, f"no {compiler} on this machine", (-2,), -5, total)
-        if not all(_is_unicode(test.input) for test in case.tests):
-            return CaseVerdict(Verdict.INVALID_PROBLEM, "a test's input is not Unicode (a lone surrogate)")
+        if (reason := invalid_test(case)) is not None:
+            return CaseVerdict(Verdict.INVALID_PROBLEM, reason, (-4,), -5, total)
+        if case.entry is not None and not (case.entry.isidentifier() and len(case.entry) <= LONGEST_NAME):
+            return CaseVerdict(Verdict.INVALID_PROBLEM, "its function has no name of Python's", tests=total)
         if case.entry is not None and language.build is not None:
             return CaseVerdict(Verdict.INVALID_PROBLEM, f"call-based tests are for Python, not {case.language}")
         with ExitStack() as files:
@@ -172,7 +184,7 @@ class Worker:
                 raise SandboxLost("this machine ran out of memory")
             if ending.status == 0:
                 return None
-            reason = "took too long" if ending.late else last_line(errors)
+            reason = "took too long" if ending.late else first_error(errors)
             return self._not_compiled(case, reason or f"the compiler ended with status {ending.status}")
 
     @staticmethod
@@ -231,12 +243,20 @@ class Worker:
             if ending.machine_out_of_memory:
                 raise SandboxLost("this machine ran out of memory")
             if not program.compiled:
-                if os.fstat(given["code"]).st_size == 0:
-                    reason = "took too long" if ending.late else last_line(streams["stderr"])
-                    return Outcome(Verdict.COMPILE_ERROR, reason or "not a program", -4, -4), ending
+                if not _is_whole(given["code"]):
+                    return self._not_begun(ending, streams["stderr"]), ending
                 program.file, program.compiled = seal(given["code"]), True
             judge = _JUDGES[program.kind]
             return judge(case, test, ending, streams, job), ending
+
+    def _not_begun(self, ending: Ending, errors: int) -> Outcome:
+        """What a first test means that ended before any of the program's code was run."""
+        if ending.status == NOT_BEGUN:
+            raise SandboxLost(f"the test's process did not come to the program: {last_line(errors)}")
+        if ending.late and self.mode == "strict":
+            return Outcome(Verdict.TIME_LIMIT, "took too long to compile", -3, -3)
+        reason = "took too long" if ending.late else last_line(errors)
+        return Outcome(Verdict.COMPILE_ERROR, reason or "not a program", -4, -4)
 
 
 _JUDGES = {"program": program_outcome, "execute": program_outcome, "call": value_outcome, "official": official_outcome}
@@ -250,12 +270,9 @@ def seal(file: int) -> int:
     return file
 
 
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _is_whole(code: int) -> bool:
+    """Whether all of a program's code is in a file."""
+    return os.pread(code, len(WHOLE), max(0, os.fstat(code).st_size - len(WHOLE))) == WHOLE
 
 
 @contextmanager

@@ -113,7 +113,9 @@ PROCESSES = [
     one("a daemon that outlives the run", "processes",
         "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        time.sleep(20)\n"
         "    os._exit(0)\nprint('done')", "trace"),
-    one("signal the judge", "processes", tries("os.kill(int(SUITE_PID), 0)", "import os\n")),
+    # Inside, its number can be the program's own.
+    one("signal the judge", "processes", tries("1 / (os.getpid() != int(SUITE_PID)); os.kill(int(SUITE_PID), 0)",
+        "import os\n")),
     one("kill the server", "processes", "import os\nos.kill(os.getppid(), 9)", "infra"),
     one("stop the server", "processes", "import os\nos.kill(os.getppid(), 19)", "infra"),
     one("interrupt the server", "processes", "import os, time\nos.kill(os.getppid(), 2)\ntime.sleep(0.3)", "infra"),
@@ -147,6 +149,10 @@ PROCESSES = [
         "import resource\n")),
     one("the kernel's keyring", "processes", SYSCALL + "print('ESCAPED' if call(248, b'user', b'k', b'v', 1, -3) > 0 "
         "else '')"),
+    one("lock a file of the system's", "processes", tries("fcntl.flock(open('/usr/bin/env'), fcntl.LOCK_EX)",
+        "import fcntl\n")),
+    one("ask for the locks of others", "processes", tries("fcntl.lockf(open('/usr/bin/env'), fcntl.LOCK_SH)",
+        "import fcntl\n")),
     one("io_uring", "processes", SYSCALL + "print('ESCAPED' if call(425, 1, (ctypes.c_char * 200)()) >= 0 else '')"),
     one("posix_spawn (recorded)", "processes", "import os\npid = os.posix_spawn('/bin/sleep', ['sleep', '20'], {})",
         "trace"),

@@ -135,7 +135,8 @@ def strangers() -> list[int]:
             status = Path(f"/proc/{name}/status").read_text()
             parent = int(re.search(r"PPid:\s+(\d+)", status)[1])  # type: ignore[index]
             line = Path(f"/proc/{name}/cmdline").read_bytes()
-            ours = line.startswith((b"bwrap", b"/bin/sh")) or parent == os.getpid() or b"suite.py" in line
+            started = Path(os.fsdecode(line.split(b"\0", 1)[0])).name
+            ours = started in ("bwrap", "sh") or parent == os.getpid() or b"suite.py" in line
             if not ours and not (b"zygote.py" in line and _is_server(parent)):
                 found.append(int(name))
     return found
@@ -143,7 +144,8 @@ def strangers() -> list[int]:
 
 def _is_server(parent: int) -> bool:
     """Whether the parent of a fork server: bubblewrap, or this process."""
-    return parent == os.getpid() or Path(f"/proc/{parent}/cmdline").read_bytes().startswith(b"bwrap")
+    started = Path(f"/proc/{parent}/cmdline").read_bytes().split(b"\0", 1)[0]
+    return parent == os.getpid() or Path(os.fsdecode(started)).name == "bwrap"
 
 
 def succeeds(attack: Attack, judge: Judge, around: Surroundings) -> str | None:

@@ -138,15 +138,13 @@ def described(value):
         value = list(value)
     if type(value).__module__ == "numpy" and type(value).__name__ == "ndarray":
         return {"array": value.tolist()}
-    if type(value).__module__ == "numpy" and hasattr(value, "item"):
-        return described(value.item())
 
     def strict(part, depth=0):
-        if type(part) in (tuple,) or depth > 200:
+        if isinstance(part, tuple) or depth > 200:
             raise python_runner.NotPlain
-        if type(part) is list:
-            return [strict(one, depth + 1) for one in part]
-        if type(part) is dict:
+        if isinstance(part, list):
+            return [strict(one, depth + 1) for one in list.__iter__(part)]
+        if isinstance(part, dict):
             return {key: strict(one, depth + 1) for key, one in python_runner.plain(part).items()}
         return python_runner.plain(part)
 

@@ -9,6 +9,7 @@ memory, and copying pages is most of what a test costs).
 import _thread
 import atexit
 import builtins
+import gc
 import importlib
 import io
 import json
@@ -29,6 +30,10 @@ MODULES = STAR_IMPORTS[:-2]  # also under their own names; `datetime` is then th
 RECURSION_LIMIT = 50_000
 INT_DIGITS = 50_000
 COMPILE_FAILED = 100  # exit status
+WHOLE = b"\nwhole\n"  # follows the code in file 4; marshal does not read that far
+
+
+full_collections = 0  # of the fork server, before the fork; it sets this
 
 
 def warm_up():
@@ -46,6 +51,7 @@ def warm_up():
     vars(builtins).update({name: value for name, value in names.items() if name not in vars(builtins)})
     for name in ("array", "decimal", "fractions", "queue", "signal", "time"):
         importlib.import_module(name)
+    names["random"].seed(0)  # a program that asks for no seed of its own gives the same verdict in every sandbox
     sys.setrecursionlimit(RECURSION_LIMIT)
     sys.set_int_max_str_digits(INT_DIGITS)
 
@@ -54,11 +60,10 @@ def compile_program(source, rewrite=None):
     """The code of a program's text. File 4 gets it too, marshalled, for the tests that follow, and is closed before
     any of it runs: what is in there is ours, and that it is there says that the text was a program."""
     try:
-        text = source.decode()
-        if rewrite is not None:
-            text = rewrite(text)
+        # As bytes: the interpreter looks for a byte order mark and for the line that names a coding.
+        text = source if rewrite is None else rewrite(source.decode())
         code = compile(text, "main.py", "exec", dont_inherit=True)
-        write(4, marshal.dumps(code))
+        write(4, marshal.dumps(code) + WHOLE)
         os.close(4)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode(errors="replace"))
@@ -101,7 +106,8 @@ def status_of(stop):
 
 
 def finish(status):
-    """What the interpreter does at its end: wait for threads, run exit functions, flush."""
+    """What the interpreter does at its end: wait for threads, run exit functions, flush, and let objects go, whose
+    own ends may print, and whose writers hand on what they still hold."""
     try:
         if _thread._count() or threading._threading_atexits:
             threading._shutdown()
@@ -110,13 +116,31 @@ def finish(status):
     except BaseException:
         traceback.print_exc()
         status = status or 1
-    for stream in (sys.stdout, sys.stderr):
+    status = flush(sys.stdout, sys.stderr, status)
+    sys.setswitchinterval(1000.0)  # daemon threads stand still from here on, there
+    sys.stdin, sys.stdout, sys.stderr = sys.__stdin__, sys.__stdout__, sys.__stderr__
+    try:
+        sys.modules.pop("__main__", None)  # its names go with it, or with the circles that its functions make
+        gc.collect(2 if has_old_objects() else 1)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(flush(sys.__stdout__, sys.__stderr__, status))
+
+
+def has_old_objects():
+    """Whether objects of this process have come to the oldest generation, which is dear to walk."""
+    return gc.get_count()[2] > 0 or gc.get_stats()[2]["collections"] > full_collections
+
+
+def flush(stdout, stderr, status):
+    """The exit status after flushing what is open of the two."""
+    for stream in (stdout, stderr):
         try:
-            if stream is not None:
+            if stream is not None and not getattr(stream, "closed", False):
                 stream.flush()
-        except (OSError, ValueError):
+        except BaseException:
             status = status or 120
-    os._exit(status)
+    return status
 
 
 def run_program(code):
@@ -133,7 +157,8 @@ def run_program(code):
         trace = trace.tb_next if trace is not None else None
         report = "".join(traceback.format_exception(kind, error, trace, limit=-20))
         os.write(2, report.encode(errors="backslashreplace"))
-        status = 1
+        status, error, trace = 1, None, None  # nothing of ours keeps the program's objects
+    del main
     finish(status)
 
 
@@ -142,23 +167,52 @@ class NotPlain(Exception):
 
 
 def plain(value, depth=0):
-    """`value` as JSON data, by exact type; tuples are lists, as the problems' answers are.
+    """`value` as JSON data; tuples are lists, as the problems' answers are.
+
+    Of a subclass (a Counter, an IntEnum, a class of the program's with an `__eq__` of its own) what its base type
+    holds counts, and of a scalar of numpy's, a Decimal or a Fraction the number it is.
 
     Raises:
-        NotPlain: an object of any other type (a subclass with an `__eq__` of its own, an array).
+        NotPlain: anything else (an array, a set).
     """
     if depth > 200:
         raise NotPlain("nested too deep")
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
         return value
-    if kind in (list, tuple):
-        return [plain(part, depth + 1) for part in value]
-    if kind is dict:
-        if any(type(key) is not str for key in value):
+    if issubclass(kind, (list, tuple)):
+        return [plain(part, depth + 1) for part in (list if issubclass(kind, list) else tuple).__iter__(value)]
+    if issubclass(kind, dict):
+        items = list(dict.items(value))
+        if any(not issubclass(type(key), str) for key, _ in items):
             raise NotPlain("a dict with keys that are not strings")
-        return {key: plain(part, depth + 1) for key, part in value.items()}
-    raise NotPlain(f"a value of type {kind.__name__}")
+        return {str.__str__(key): plain(part, depth + 1) for key, part in items}
+    number = plain_number(value)
+    if number is None:
+        raise NotPlain(f"a value of type {kind.__name__}")
+    return number
+
+
+def plain_number(value):
+    """The exact built-in value that a scalar is equal to; None where it is no scalar or equal to none."""
+    kind = type(value)
+    if kind.__module__ == "numpy" and hasattr(kind, "item") and kind.__name__ != "ndarray":
+        found = value.item()
+        return found if type(found) in (bool, int, float, str) else None
+    if issubclass(kind, int):
+        return int.__add__(value, 0)
+    if issubclass(kind, float):
+        return float.__add__(value, 0.0)
+    if issubclass(kind, str):
+        return str.__str__(value)
+    if kind.__module__ in ("decimal", "fractions") and kind.__name__ in ("Decimal", "Fraction"):
+        for exact in (int, float):
+            try:
+                if (number := exact(value)) == value:
+                    return number
+            except (ValueError, OverflowError, ArithmeticError):
+                continue
+    return None
 
 
 def run_call(job, code, text):
@@ -166,13 +220,13 @@ def run_call(job, code, text):
     main = new_main("solution")  # a main guard stays shut, as with the official judge
     try:
         exec(code, main.__dict__)  # noqa: S102  (what this process is for)
-        owner = main.Solution() if job["in_class"] else main
+        owner = main.Solution() if hasattr(main, "Solution") else main
         value = getattr(owner, job["entry"])(*[json.loads(line) for line in text.split("\n")])
         try:
             answer = {"value": plain(value)}
         except NotPlain as error:
             answer = {"not_plain": str(error)}
-        data = json.dumps(answer).encode()
+        data = json.dumps(answer, ensure_ascii=False).encode(errors="surrogatepass")
     except SystemExit as stop:
         os.write(2, b"SystemExit\n")
         os._exit(status_of(stop) or 1)

@@ -28,10 +28,14 @@ import socket
 import sys
 import time
 
+NOT_BEGUN = 120  # exit status of a job that failed before any code of the program
 PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 4, 36, 38
 MAX_FILES = 128  # open files of a program
 STACK_BYTES = 64 << 20  # deep recursion through C frames (functools.cache, sort keys) is no fault of the program
 LONGEST_REQUEST = 1 << 16
+CODE_BYTES = 64 << 20  # a program's code, which is not its output
+# glibc keeps 64 MB of addresses for every thread's own heap otherwise: with 16 threads, all that a program may have.
+ARENAS = {"MALLOC_ARENA_MAX": "2"}
 
 FIRST_FREE = 16  # below: standard streams, FILES, and numbers held so that no file of a job gets them
 FILES = {"stdin": 0, "stdout": 1, "stderr": 2, "result": 3, "code": 4}
@@ -215,13 +219,14 @@ class Zygote:
         except BaseException as error:  # nothing may fall through into the server's own loop
             with contextlib.suppress(BaseException):
                 os.write(2, f"{type(error).__name__}: {error}\n".encode())
-            os._exit(120)
+            os._exit(NOT_BEGUN)
 
     def restrict(self, job):
         resource.setrlimit(resource.RLIMIT_STACK, self.stack)
         memory = job["memory"] + (self.base_bytes if job["kind"] != "execute" else 0)
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"], job["file_bytes"]))
+        files = max(job["file_bytes"], CODE_BYTES) if job["compile"] else job["file_bytes"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (files, files))
         # Whole seconds: the judge compares what was used with the limit itself; this ends loops that never end.
         # The signal first, which programs may catch, then the end.
         whole = int(job["cpu"]) + 1
@@ -236,7 +241,7 @@ def run_job(job, program, text):
     kind = job["kind"]
     if kind == "execute":
         # A compiled program, from memory; it has no business with our environment.
-        os.execve(FIRST_FREE, job["argv"], {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"})
+        os.execve(FIRST_FREE, job["argv"], {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", **ARENAS})
     if kind == "build":
         builder.build(job, program)
     gc.enable()  # what was made before the fork stays frozen: walking it would copy all of its pages
@@ -245,6 +250,7 @@ def run_job(job, program, text):
     else:
         rewrite = official.rewrite if kind.startswith("official") and not job.get("entry") else None
         code = python_runner.compile_program(program, rewrite)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"], job["file_bytes"]))
     if kind == "program":
         python_runner.run_program(code)
     elif kind == "call":
@@ -299,7 +305,9 @@ def main():
         official.warm_up()
     if config["numpy"]:
         with contextlib.suppress(ImportError):
-            import numpy  # noqa: F401
+            import numpy
+
+            numpy.random.seed(0)  # as Python's own
     sys.path.remove(config["import_from"][0])  # this folder; numpy's stays
     if config["processes"] is not None:
         limit(resource.RLIMIT_NPROC, config["processes"])
@@ -309,6 +317,7 @@ def main():
     gc.collect()
     gc.disable()
     gc.freeze()
+    python_runner.full_collections = gc.get_stats()[2]["collections"]
     zygote = Zygote(config, channel)
     channel.send(json.dumps({"uid": os.getuid(), "pid": os.getpid(), "numpy": "numpy" in sys.modules}).encode())
     zygote.serve()

@@ -470,3 +470,137 @@ def test_model_written_programs_are_refused_below_namespaces(monkeypatch: pytest
             judge.judge_many([Case("print(3)", ADD, trusted=True), Case("print(3)", ADD)])
     with Judge(workers=1, highest=NAMESPACES - 1, allow_unsandboxed=True) as judge:
         judge.require_isolation()
+
+
+# -- problems, limits, several judges --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["strict", "lcb-compat"])
+def test_a_bad_test_makes_the_problem_invalid_for_every_program(mode) -> None:
+    """Whoever stops at the first test must not be counted where those who come to the second are not."""
+    bad = {
+        "output is not JSON": (Test("1", "1"), Test("2", "oops")),
+        "input is not JSON": (Test("1", "1"), Test("2\n", "2")),
+        "output is not Unicode": (Test("1", "1"), Test("2", "\ud800")),
+    }
+    with Judge(mode, workers=1, limits=SMALL) as one:
+        for name, tests in bad.items():
+            for source in ("def f(n): return n", "def f(n): return 0", "def f(n): 1/0"):
+                verdict = one.judge(Case(source, tests, "f"))
+                assert verdict.verdict is Verdict.INVALID_PROBLEM and "test 2" in verdict.detail, name
+        assert one.judge(Case("def f(n): return n", (Test("1", "1"),), "f" * 70_000)).verdict is Verdict.INVALID_PROBLEM
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"cpu_seconds": float("inf")},
+        {"cpu_seconds": float("nan")},
+        {"wall_seconds": float("nan")},
+        {"memory_bytes": 1 << 64},
+        {"memory_bytes": 0},
+        {"processes": -1},
+        {"problem_seconds": 0.0},
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused(limits) -> None:
+    with pytest.raises(ValueError, match=next(iter(limits))):
+        Limits(**limits)
+
+
+def test_the_code_of_a_program_is_not_its_output(judge) -> None:
+    add = "print(sum(map(int, input().split())))"
+    assert program(judge, add, limits=Limits(output_bytes=100)).passed
+    big = f"x = {list(range(20_000))}\nprint(sum(map(int, input().split())))"
+    assert program(judge, big, limits=Limits(output_bytes=1000)).passed
+
+
+def test_time_runs_out_while_compiling(judge) -> None:
+    verdict = program(judge, "print(3)", limits=Limits(wall_seconds=0.00001))
+    assert verdict.verdict is Verdict.TIME_LIMIT
+
+
+def test_a_value_larger_than_the_limit_is_too_much_output(judge) -> None:
+    found = [
+        judge.judge(Case(f"def f(n): return '\u00e9' * {size}", (Test("1", '""'),), "f")).verdict
+        for size in (400_000, 600_000)  # two bytes each, of a megabyte
+    ]
+    assert found == [Verdict.WRONG_ANSWER, Verdict.OUTPUT_LIMIT]
+
+
+def test_numpy_for_want_of_memory(judge) -> None:
+    assert program(judge, "import numpy\nnumpy.ones(1 << 30)").verdict is Verdict.MEMORY_LIMIT
+
+
+def test_what_another_sandbox_does_to_its_memory_is_nobody_elses_fault() -> None:
+    """One program has its children ended for want of memory, again and again; another, beside it, ends itself."""
+    hog = (
+        "import os, time\nend = time.monotonic() + 1.5\nwhile time.monotonic() < end:\n    pid = os.fork()\n"
+        "    if pid == 0:\n        x = [bytearray(b'x') * (100 << 20) for _ in range(9)]\n        os._exit(0)\n"
+        "    os.waitpid(pid, 0)\nprint('no')"
+    )
+    killed = "import os, time\ntime.sleep(0.5)\nos.kill(os.getpid(), 9)"
+    limits = Limits(cpu_seconds=20, memory_bytes=200 << 20, disk_bytes=1 << 20, output_bytes=1 << 16)
+    with Judge(workers=2, limits=limits) as one:
+        first, second = one.judge_many([Case(hog, ADD[:1]), Case(killed, ADD[:1])])
+        both = one.judge(Case("x = [bytearray(b'x') * (150 << 20) for _ in range(2)]", ADD[:1]))
+        group = one.judge(Case(hog.replace("print('no')", "os.kill(os.getpid(), 9)"), ADD[:1]))
+    assert first.verdict is not Verdict.INFRA_ERROR and both.verdict is Verdict.MEMORY_LIMIT
+    assert group.verdict is not Verdict.INFRA_ERROR  # its children's memory, its own end: nothing of the machine's
+    assert second.verdict is Verdict.RUNTIME_ERROR and "SIGKILL" in second.detail
+
+
+def test_a_judge_does_not_wait_for_itself(judge) -> None:
+    def again(_: int, __: CaseVerdict) -> None:
+        judge.judge(Case("print(3)", ADD))
+
+    with pytest.raises(RuntimeError, match="on_verdict"):
+        judge.judge_many([Case("print(3)", ADD)], again)
+    assert not program(judge, "print(4)").passed  # and it still works
+
+
+def test_closing_ends_a_call_of_another_thread() -> None:
+    one = Judge(workers=2, limits=SMALL)
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            one.judge_many([Case("import time\ntime.sleep(10)", ADD)] * 8)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(0.5)
+    one.close()
+    thread.join(timeout=10)
+    assert not thread.is_alive() and failures
+    assert not any(worker.sandboxes for worker in one._workers)
+
+
+def test_a_fork_of_the_judges_process_does_not_hold_it_up() -> None:
+    one = Judge(workers=1, limits=SMALL)
+    child = os.fork()
+    if child == 0:
+        time.sleep(4)
+        os._exit(0)
+    started = time.monotonic()
+    one.close()
+    assert time.monotonic() - started < 3
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_bubblewrap_is_found_where_the_users_path_has_it(monkeypatch, tmp_path) -> None:
+    from eval.judge.layers import bubblewrap
+
+    (tmp_path / "bwrap").write_text("#!/bin/sh\n")
+    (tmp_path / "bwrap").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert bubblewrap(1 << 20, None)[0] == str(tmp_path / "bwrap")
+
+
+@pytest.mark.skipif(LANGUAGES["cpp"].missing() is not None, reason="no C++ compiler")
+def test_a_compilers_error_is_told_by_its_line(judge) -> None:
+    verdict = program(judge, "int main() { return undeclared; }", language="cpp")
+    assert verdict.verdict is Verdict.COMPILE_ERROR and "undeclared" in verdict.detail and "error" in verdict.detail
