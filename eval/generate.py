@@ -1,247 +1,168 @@
-"""Asking a model: prompts by mode, answers in batches, every sample a row with the key of what determined it."""
+"""The first of the three steps: every subject answers what its journal does not hold yet."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import torch
-
-from core_model import V3ForCausalLM
 from core_model.errors import InputError
-from core_model.generation import Completion, Engine, SamplingParams
-from core_model.manifest import MANIFEST, sha256_file
-from core_model.parallel.device import training_device
-from core_model.tokenizer import (
-    BOS,
-    EOS,
-    decode_tokens,
-    encode_text,
-    load_tokenizer,
-    render_prompt,
-    special_id,
-    split_completion,
-    template_sha256,
-)
 from eval.journal import Journal
-from eval.recipe import Mode, Recipe
-from eval.tasks.text import base_prompt, prompt_messages
-from recipes.atomic import sha256_artefact
+from eval.recipe import ModelEntry, Recipe
+from eval.subjects.canned import CannedSubject, CanonicalSubject
+from eval.subjects.endpoint import EndpointSubject
+from eval.subjects.local import TransformersSubject, TriviumSubject, Workers
+from eval.subjects.subject import FREE, Ask, Sampling, Subject, Wanted, generation_row, wanted_samples
 from recipes.progress import Bar
-from recipes.rows import Generation, Problem, sha256_of
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
-NEXT_QUESTION = "Question"  # a base model that goes on after its answer begins the next question with this
+from recipes.rows import Condition, Generation, Problem, sha256_of
 
 
-class Subject:
-    """A model under evaluation; its weights are loaded when they are first needed.
-
-    Args:
-        name: its id in the recipe.
-        folder: model and tokenizer.
+def open_subject(name: str, entry: ModelEntry, recipe: Recipe, workers: Workers) -> Subject:
+    """The subject of a recipe's model.
 
     Raises:
-        InputError: no tokenizer there (weights are checked when they are loaded).
+        InputError: it is not there.
     """
-
-    def __init__(self, name: str, folder: Path) -> None:
-        self.name, self.folder = name, folder
-        self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(folder)
-        self.template_sha256 = template_sha256(self.tokenizer)
-
-    @cached_property
-    def revision(self) -> str:
-        """The sha256 of everything in the folder that decides an answer."""
-        manifest = self.folder / MANIFEST
-        weights = sha256_file(manifest) if manifest.is_file() else sha256_artefact(self.folder)
-        return sha256_of(weights, sha256_file(self.folder / "tokenizer.json"), self.template_sha256)
-
-    @cached_property
-    def model(self) -> V3ForCausalLM:
-        model = V3ForCausalLM.from_pretrained(self.folder).eval()
-        return model.to(training_device())
-
-    def release(self) -> None:
-        """Let go of the weights; they are loaded again when needed."""
-        self.__dict__.pop("model", None)
-
-    @cached_property
-    def newline_ids(self) -> tuple[int, ...]:
-        """Every token with a line break in it: where a base model's one-line answer ends."""
-        tokens = range(len(self.tokenizer))
-        return tuple(token for token in tokens if "\n" in decode_tokens(self.tokenizer, [token]))
-
-    def engine(self, recipe: Recipe, max_batch: int, max_tokens: int) -> Engine:
-        """A new engine: what one has in its cache from earlier work could show in the last bits of later work."""
-        dtype = getattr(torch, recipe.dtype)
-        return Engine(self.model, self.tokenizer, max_batch=max_batch, max_tokens=max_tokens, dtype=dtype)
+    if entry.kind == "endpoint":
+        assert entry.endpoint is not None
+        return EndpointSubject(name, entry.endpoint)
+    if entry.kind == "canonical":
+        return CanonicalSubject(name)
+    assert entry.path is not None
+    if entry.kind == "canned":
+        return CannedSubject(name, entry.path)
+    kind = TriviumSubject if entry.kind == "trivium" else TransformersSubject
+    return kind(name, entry.path, dtype=recipe.dtype, max_batch=recipe.max_batch, workers=workers)
 
 
 @dataclass(frozen=True)
-class Request:
-    """One problem put to a model, and the keys of the samples it is to give."""
+class Part:
+    """What one model answers under one condition."""
 
-    problem: Problem
-    mode: Mode
-    prompt: list[int]
-    sampling: dict[str, Any]  # as rows keep it
-    params: SamplingParams
-    keys: tuple[str, ...]
+    subject: Subject
+    condition: Condition
+    samples: list[list[Wanted]]  # by problem
+
+    @property
+    def name(self) -> str:
+        """Of its files: the model's, or as in rl.forced-64."""
+        return part_name(self.subject.name, self.condition)
+
+    @property
+    def keys(self) -> list[str]:
+        return [one.key for samples in self.samples for one in samples]
 
 
-def build_requests(subject: Subject, mode: Mode, recipe: Recipe, problems: Sequence[Problem]) -> list[Request]:
-    """What the model is asked, in the problems' order."""
-    sampling = sampling_record(recipe, mode)
-    requests = []
-    for problem in problems:
-        prompt = prompt_ids(subject.tokenizer, problem, mode)
-        # The engine's random numbers are a function of (seed, sample): problems must not share them.
-        seed = int(sha256_of("sampling", recipe.seed, problem.id)[:12], 16)
-        what = (subject.revision, mode, problem.model_dump(mode="json"), prompt, sampling, recipe.dtype, seed)
-        requests.append(
-            Request(
+def part_name(model: str, condition: Condition) -> str:
+    return model if condition == FREE else f"{model}.{condition.id}"
+
+
+def plan_parts(recipe: Recipe, subjects: dict[str, Subject], asked: Sequence[Problem]) -> list[Part]:
+    """Everything that is to be answered: each model's free answers, then those under budgets."""
+    written = [problem for problem in asked if recipe.tasks[problem.source].kind == "answers"]
+    parts = []
+    for name, entry in recipe.models.items():
+        if not entry.problems or not written:
+            continue
+        parts.append(Part(subjects[name], FREE, _samples(recipe, subjects[name], written, FREE)))
+        for condition in recipe.budgets.conditions if entry.budgets else ():
+            few = budgeted_problems(recipe, written)
+            parts.append(Part(subjects[name], condition, _samples(recipe, subjects[name], few, condition)))
+    return parts
+
+
+def budgeted_problems(recipe: Recipe, written: Sequence[Problem]) -> list[Problem]:
+    """Those that are answered under budgets too."""
+    budgets, taken = recipe.budgets, dict.fromkeys(recipe.tasks, 0)
+    few = []
+    for problem in written:
+        within = budgets.problems is None or taken[problem.source] < budgets.problems
+        if within and (budgets.tasks is None or problem.source in budgets.tasks):
+            taken[problem.source] += 1
+            few.append(problem)
+    return few
+
+
+def _samples(recipe: Recipe, subject: Subject, problems: Sequence[Problem], condition: Condition) -> list[list[Wanted]]:
+    mode = recipe.models[subject.name].mode
+    return wanted_samples(
+        subject,
+        (
+            Ask(
+                name=problem.source,
+                task=recipe.tasks[problem.source],
                 problem=problem,
                 mode=mode,
-                prompt=prompt,
-                sampling=sampling,
-                params=SamplingParams(seed=seed, stop_ids=stop_ids(subject, problem, mode), **sampling),
-                keys=tuple(sha256_of(*what, index) for index in range(recipe.sampling.samples)),
+                sampling=sampling_of(recipe, problem.source, mode),
+                # A sample's random numbers are a function of (seed, index): problems must not share them.
+                seed=int(sha256_of("sampling", recipe.seed, problem.id)[:12], 16),
+                condition=condition,
             )
-        )
-    return requests
-
-
-def sampling_record(recipe: Recipe, mode: Mode) -> dict[str, Any]:
-    """The engine's settings as a row keeps them."""
-    settings = recipe.sampling
-    return {
-        "max_new_tokens": getattr(settings.max_new_tokens, mode),
-        "temperature": settings.temperature,
-        "top_p": settings.top_p,
-        "top_k": settings.top_k,
-        "n": settings.samples,
-    }
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: Mode) -> list[int]:
-    """The prompt: running text that a base model continues, or the chat template."""
-    if mode == "base":
-        return [special_id(tokenizer, BOS), *encode_text(tokenizer, base_prompt(problem))]
-    messages = prompt_messages(problem, reflect=mode == "reasoning")
-    return render_prompt(tokenizer, [message.model_dump() for message in messages])
-
-
-def stop_ids(subject: Subject, problem: Problem, mode: Mode) -> tuple[int, ...]:
-    """Where a completion ends. Programs have lines; a base model's ends where the next question begins."""
-    eos = special_id(subject.tokenizer, EOS)
-    if mode != "base":
-        return (eos,)
-    if problem.domain != "code":
-        return (eos, *subject.newline_ids)
-    next_question = encode_text(subject.tokenizer, NEXT_QUESTION)
-    return (eos, next_question[0]) if len(next_question) == 1 else (eos,)
-
-
-def generate(subject: Subject, recipe: Recipe, work: Work, bar: Bar) -> list[Generation]:
-    """Answer what the journal does not hold yet; the rows of all requests, in their order.
-
-    Raises:
-        InputError: a prompt and its completion do not fit into the model's context.
-    """
-    journal = work.journal
-    for block in work.blocks[journal.blocks_done :]:
-        longest = max(len(request.prompt) + request.params.max_new_tokens for request in block)
-        _check_room(subject, longest)
-        engine = subject.engine(recipe, recipe.max_batch, longest)
-        answers = engine.generate([request.prompt for request in block], [request.params for request in block])
-        journal.append(
-            [
-                generation_row(subject, request, index, completion)
-                for request, completions in zip(block, answers, strict=True)
-                for index, completion in enumerate(completions)
-            ]
-        )
-        bar.advance(len(block) * recipe.sampling.samples)
-    return journal.rows
-
-
-@dataclass(frozen=True)
-class Work:
-    """Requests in the blocks in which they are generated, and the journal of what is done."""
-
-    blocks: list[list[Request]]
-    journal: Journal[Generation]
-
-    @classmethod
-    def open(cls, path: Path, requests: Sequence[Request], chunk: int) -> Work:
-        """Divide requests into blocks of `chunk` and open their journal."""
-        blocks = [list(requests[start : start + chunk]) for start in range(0, len(requests), chunk)]
-        return cls(blocks, Journal(path, Generation, [block_keys(block) for block in blocks]))
-
-
-def block_keys(block: Sequence[Request]) -> list[str]:
-    return [key for request in block for key in request.keys]
-
-
-def generation_row(subject: Subject, request: Request, index: int, completion: Completion) -> Generation:
-    """The row of one sample, taken apart into thoughts and answer."""
-    ids, finish_reason = completion.token_ids, completion.finish_reason
-    assert finish_reason != "abort"  # nobody does
-    reasoning: str | None
-    if request.mode == "base":
-        answer, ended = base_answer(_decode_text(subject, ids), request.problem)
-        finish_reason = "stop" if ended else finish_reason
-        reasoning, reasoning_tokens = None, 0
-        answer_tokens = len(ids) - (ids[-1] in request.params.stop_ids)
-    else:
-        parts = split_completion(subject.tokenizer, ids)
-        reasoning, answer = parts.reasoning_text, parts.answer_text
-        reasoning_tokens, answer_tokens = parts.reasoning_tokens, parts.answer_tokens
-    return Generation(
-        key=request.keys[index],
-        problem_id=request.problem.id,
-        index=index,
-        seed=request.params.seed,
-        text=decode_tokens(subject.tokenizer, ids),
-        reasoning=reasoning,
-        answer=answer.strip("\n") if request.problem.domain == "code" else answer.strip(),
-        finish_reason=finish_reason,
-        prompt_tokens=len(request.prompt),
-        reasoning_tokens=reasoning_tokens,
-        answer_tokens=answer_tokens,
-        sampling=request.sampling,
-        teacher={"name": subject.name, "revision": subject.revision},
-        template_sha256=subject.template_sha256,
+            for problem in problems
+        ),
     )
 
 
-def base_answer(text: str, problem: Problem) -> tuple[str, bool]:
-    """The answer in a base model's continuation, and whether the text shows its end (the next question begins)."""
-    if problem.domain != "code":
-        line, end, _ = text.partition("\n")
-        return line, bool(end)
-    answer, end, _ = text.partition(f"\n{NEXT_QUESTION}")
-    return answer, bool(end)
+def sampling_of(recipe: Recipe, task: str, mode: str) -> Sampling:
+    """How a task's answers are drawn in a mode."""
+    settings = recipe.sampling
+    longest = recipe.tasks[task].max_new_tokens or getattr(settings.max_new_tokens, mode)
+    return Sampling(longest, settings.temperature, settings.top_p, settings.top_k, settings.samples)
 
 
-def _decode_text(subject: Subject, ids: Sequence[int]) -> str:
-    """The text of a completion, without a stop token that is no text."""
-    ended = bool(ids) and ids[-1] == special_id(subject.tokenizer, EOS)
-    return decode_tokens(subject.tokenizer, ids[:-1] if ended else ids)
+def generate(part: Part, folder: Path, chunk: int, bar: Bar, *, writer: bool = True) -> list[Generation]:
+    """Answer what the part's journal does not hold yet; its rows, in the problems' order.
+
+    Args:
+        folder: of the journals of all parts.
+        chunk: problems between two writes; what a subject makes together is made together again after a kill.
+
+    Raises:
+        InputError: a prompt and its completion do not fit into the model's context, or a server cannot be reached.
+    """
+    journal = Journal(folder / f"{part.name}.jsonl", Generation, part.keys, writer=writer)
+    bar.advance(len(journal.rows))
+    for start in range(0, len(part.samples), chunk):
+        block = [one for samples in part.samples[start : start + chunk] for one in samples]
+        missing = [one for one in block if one.key not in journal.rows]
+        if not missing:
+            continue
+        began = time.monotonic()
+        for answers in part.subject.complete(block if part.subject.whole_blocks else missing):
+            rows = [generation_row(part.subject, wanted, answer) for wanted, answer in answers]
+            before = len(journal.rows)
+            journal.append(rows)
+            bar.advance(len(journal.rows) - before)
+        if writer:
+            _note_time(folder.parent / "seconds.jsonl", part, len(block), time.monotonic() - began)
+    return journal.select(part.keys)
 
 
-def _check_room(subject: Subject, longest: int) -> None:
-    room = subject.model.config.max_position_embeddings
-    if longest > room:
-        raise InputError(
-            subject.folder,
-            where="max_position_embeddings",
-            expected=f"room for the longest prompt and its new tokens (sampling.max_new_tokens): {longest}",
-            found=str(room),
-        )
+def _note_time(path: Path, part: Part, samples: int, seconds: float) -> None:
+    """Times stand apart from rows, which are the same whenever they are made."""
+    line = {"model": part.subject.name, "condition": part.condition.id, "samples": samples, "seconds": seconds}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def read_seconds(path: Path) -> dict[str, float]:
+    """Mean seconds of a sample by part; what was interrupted is not in it.
+
+    Raises:
+        InputError: another file.
+    """
+    seconds: dict[str, float] = {}
+    samples: dict[str, int] = {}
+    if not path.is_file():
+        return {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            name = row["model"] if row["condition"] == "free" else f"{row['model']}.{row['condition']}"
+            seconds[name] = seconds.get(name, 0.0) + float(row["seconds"])
+            samples[name] = samples.get(name, 0) + int(row["samples"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(path, expected="lines of model, condition, samples, seconds", found=repr(error)) from error
+    return {name: seconds[name] / samples[name] for name in seconds if samples[name]}

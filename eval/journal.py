@@ -1,91 +1,93 @@
 """Rows of finished work in an append-only file that survives being killed.
 
-Rows are written in blocks. What generates them works on a block at a time, and the last bits of a sample can depend on
-what else is in its batch: so a block is on the disk whole or is done again whole, and a run that was killed ends with
-the same rows as one that was not.
+A row counts by its key, the sha256 of everything that determined it: what is on the disk under a key that is wanted is
+never made again, and what is there under another key (made from another model, problem or setting) is dropped.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
+from recipes.rows import Row, write_rows
+
 log = logging.getLogger(__name__)
 
-
-class Keyed(Protocol):
-    """A row (see `recipes.rows`) with a key: the sha256 of everything that determined it."""
-
-    @property
-    def key(self) -> str: ...
-
-    def model_dump_json(self) -> str: ...
-
-    @classmethod
-    def model_validate_json(cls, json_data: str | bytes) -> Keyed: ...
+R = TypeVar("R", bound=Row)
 
 
-K = TypeVar("K", bound=Keyed)
-
-
-class Journal(Generic[K]):
-    """The rows of a piece of work, in order; `rows` holds those that are done.
+class Journal(Generic[R]):
+    """The rows of a piece of work. `rows` holds those that are done, by key.
 
     Args:
         path: the file; made when absent.
         kind: the rows' class.
-        blocks: the keys of all rows to be done, block by block. Rows on the disk count as done up to the first block
-            that is incomplete or has another key (made from another model, problem or setting): the rest is dropped.
+        wanted: the keys of all rows to be done; None keeps whatever is there.
+        key: a row's key.
+        writer: whether this process writes the file; others read it and hold what they are given.
     """
 
-    def __init__(self, path: Path, kind: type[K], blocks: Sequence[Sequence[str]]) -> None:
-        self.path, self.blocks = path, blocks
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        self.rows: list[K] = []
-        self.blocks_done = 0
-        size = 0
-        lines = _whole_lines(path, kind)
-        for block in blocks:
-            taken = list(itertools.islice(lines, len(block)))
-            if [row.key for row, _ in taken] != list(block):
-                break
-            self.rows += [row for row, _ in taken]
-            size += sum(length for _, length in taken)
-            self.blocks_done += 1
-        if (dropped := path.stat().st_size - size) > 0:
-            log.warning("%s: %d bytes of unfinished or outdated work are done again", path, dropped)
-            os.truncate(path, size)
+    def __init__(
+        self,
+        path: Path,
+        kind: type[R],
+        wanted: Collection[str] | None = None,
+        *,
+        key: Callable[[R], str] = attrgetter("key"),
+        writer: bool = True,
+    ) -> None:
+        self.path, self.key, self.writer = path, key, writer
+        self.rows: dict[str, R] = {}
+        known = None if wanted is None else frozenset(wanted)
+        dropped = 0
+        for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+            row = _whole_row(line, kind)
+            if row is None or (known is not None and key(row) not in known):
+                dropped += 1
+                continue
+            dropped += key(row) in self.rows  # the later one holds: work that was done anew
+            self.rows[key(row)] = row
+        if writer:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            if dropped:
+                log.warning("%s: %d unfinished or outdated rows are dropped", path, dropped)
+                write_rows(path, self.rows.values())
 
-    @property
-    def is_complete(self) -> bool:
-        return self.blocks_done == len(self.blocks)
+    def holds(self, keys: Sequence[str]) -> bool:
+        """Whether all of these are done."""
+        return all(key in self.rows for key in keys)
 
-    def append(self, rows: Sequence[K]) -> None:
-        """Write the next block through to the disk."""
-        if [row.key for row in rows] != list(self.blocks[self.blocks_done]):
-            raise ValueError(f"these rows are not block {self.blocks_done} of {self.path}")
-        with self.path.open("ab") as file:
-            file.write("".join(row.model_dump_json() + "\n" for row in rows).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        self.rows += rows
-        self.blocks_done += 1
+    def select(self, keys: Sequence[str]) -> list[R]:
+        """The rows of these keys, in this order.
+
+        Raises:
+            KeyError: one is not done.
+        """
+        return [self.rows[key] for key in keys]
+
+    def append(self, rows: Sequence[R]) -> None:
+        """Write rows through to the disk; those that are there already are left as they are."""
+        new = [row for row in rows if self.key(row) not in self.rows]
+        if self.writer and new:
+            with self.path.open("ab") as file:
+                file.write("".join(row.model_dump_json() + "\n" for row in new).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        self.rows |= {self.key(row): row for row in new}
 
 
-def _whole_lines(path: Path, kind: type[K]) -> Iterator[tuple[K, int]]:
-    """Rows with their size in bytes, up to the first line that is torn or no row."""
-    with path.open("rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            try:
-                yield kind.model_validate_json(line), len(line)  # type: ignore[misc]  # a protocol knows no Self here
-            except ValidationError:
-                return
+def _whole_row(line: bytes, kind: type[R]) -> R | None:
+    """The row in a line of the file; None for one that is torn or of another kind."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        return kind.model_validate_json(line)
+    except ValidationError:
+        return None

@@ -6,6 +6,7 @@ problem, and families are weighed equally however many problems each has (the ma
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 PERCENTILES = (50, 90, 99)
+CONSENSUS_DRAWS = 200  # of k samples out of more, for cons@k
 DRAWN_AT_ONCE = 4_000_000  # numbers in one block of resamples: bounds the memory
 
 
@@ -38,6 +40,34 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
     if samples - correct < k:
         return 1.0
     return float(1.0 - np.prod(1.0 - k / np.arange(samples - correct + 1, samples + 1)))
+
+
+def cons_at_k(votes: Sequence[str | None], right: Sequence[bool], k: int, seed: int = 0) -> float:
+    """How often the most frequent answer of k samples is right, over draws of k of the samples without replacement.
+
+    Samples without an answer (None) have no vote. Of answers with equally many votes each is taken equally often; when
+    no sample of a draw has an answer, that draw is wrong. k of all samples is exact; fewer are averaged over
+    `CONSENSUS_DRAWS` draws.
+
+    Raises:
+        ValueError: k > samples.
+    """
+    if not 1 <= k <= len(votes) or len(votes) != len(right):
+        raise ValueError(f"cons@{k} of {len(votes)} samples")
+    if k == len(votes):
+        return _consensus(votes, right)
+    rng = np.random.default_rng([seed, k])
+    drawn = [rng.choice(len(votes), size=k, replace=False) for _ in range(CONSENSUS_DRAWS)]
+    return float(np.mean([_consensus([votes[i] for i in one], [right[i] for i in one]) for one in drawn]))
+
+
+def _consensus(votes: Sequence[str | None], right: Sequence[bool]) -> float:
+    counts = Counter(vote for vote in votes if vote is not None)
+    most = max(counts.values(), default=0)
+    winners = {vote for vote, count in counts.items() if count == most}
+    # Answers that are spelt alike have one verdict but where a judge could not say; then the first counts.
+    verdicts = {vote: one for vote, one in reversed(list(zip(votes, right, strict=True))) if vote in winners}
+    return sum(verdicts.values()) / len(verdicts) if verdicts else 0.0
 
 
 def length_summary(lengths: Sequence[int]) -> dict[str, float | None]:
@@ -87,6 +117,12 @@ def bootstrap_means(groups: Sequence[Array], resamples: int, seed: int, level: f
     resampled = resampled_means(groups, resamples, seed)
     estimates = macro_mean(groups)
     return [percentile_interval(estimates[i], resampled[:, i], level) for i in range(len(estimates))]
+
+
+def unpaired_difference(a: Array, b: Array, *, resamples: int, seed: int, level: float = 0.95) -> Interval:
+    """The mean of a [M] less that of b [N], other problems each, with its percentile interval."""
+    drawn = [resampled_means([side[:, None]], resamples, seed + index)[:, 0] for index, side in enumerate((a, b))]
+    return percentile_interval(a.mean() - b.mean(), drawn[0] - drawn[1], level)
 
 
 @dataclass(frozen=True)

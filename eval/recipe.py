@@ -2,55 +2,67 @@
 
 from __future__ import annotations
 
+import datetime
 import re
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from eval.judge.shared import JudgeRecipe
-from eval.tasks import refuse_unknown_families
+from eval.needle_recipe import NeedleRecipe
+from eval.subjects.endpoint import EndpointRecipe
+from eval.tasks.task import Mode, Task, build_task
+from recipes.rows import Condition
 from recipes.schema import InputPath, StageRecipe, StrictModel
 
-Mode = Literal["base", "chat", "reasoning"]
 ID = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
 
 class ModelEntry(StrictModel):
     """One model to evaluate. The same folder may stand under two ids with different modes."""
 
-    path: InputPath = Field(description="a model folder in DeepSeek's format, tokenizer included")
+    kind: Literal["trivium", "transformers", "endpoint", "canned", "canonical"] = Field(
+        default="trivium",
+        description="a model of ours, any of transformers', a server, answers from a file, the reference solutions",
+    )
+    path: InputPath | None = Field(
+        default=None, description="the model's folder, tokenizer included; of canned answers the JSONL file"
+    )
+    endpoint: EndpointRecipe | None = Field(default=None, description="the server, where kind is endpoint")
     mode: Mode = Field(
         description="how it is asked: base (running text), chat (no system prompt), reasoning (asked to reflect)"
     )
     label: str | None = Field(default=None, min_length=1, description="its name in tables; null: its id")
-    problems: bool = Field(default=True, description="whether it answers the problems")
+    problems: bool = Field(default=True, description="whether it answers the tasks' problems")
+    budgets: bool = Field(default=False, description="whether it answers again under budgets of thought")
     needle: bool = Field(default=False, description="whether it walks the needle grid")
     trained_length: int | None = Field(
         default=None, ge=1, description="context it was trained to, tokens; null: max_position_embeddings of its config"
+    )
+    cutoff: str | None = Field(
+        default=None, description="last day of its training data, YYYY-MM-DD: a line in the contamination curve"
     )
     report: InputPath | None = Field(
         default=None, description="report.json of the stage that pre-trained or extended it: its losses on text"
     )
 
-
-class ProblemsRecipe(StrictModel):
-    """The held-out problems, the same for every model."""
-
-    families: dict[str, int] = Field(description="problems per family, or an empty mapping for none")
-    split: Literal["validation", "test"] = Field(default="test", description="held-out split they are drawn from")
-    start: int = Field(default=0, ge=0, description="index of each family's first problem")
-    seed: int = Field(
-        default=0, ge=0, description="which held-out problems are drawn; apart from `seed`, so that runs compare"
-    )
-
-    @field_validator("families")
+    @field_validator("cutoff")
     @classmethod
-    def _are_known(cls, families: dict[str, int]) -> dict[str, int]:
-        refuse_unknown_families(families)
-        for name, count in families.items():
-            if count < 1:
-                raise ValueError(f"{name}: a count of problems is 1 or more, not {count}")
-        return families
+    def _is_a_day(cls, cutoff: str | None) -> str | None:
+        if cutoff is not None:
+            datetime.date.fromisoformat(cutoff)
+        return cutoff
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> ModelEntry:
+        needs_path = self.kind in ("trivium", "transformers", "canned")
+        if needs_path != (self.path is not None):
+            raise ValueError(f"kind {self.kind} {'needs' if needs_path else 'has no'} path")
+        if (self.kind == "endpoint") != (self.endpoint is not None):
+            raise ValueError(f"kind {self.kind} {'needs' if self.kind == 'endpoint' else 'has no'} endpoint")
+        if self.kind in ("canned", "canonical") and (self.needle or self.budgets):
+            raise ValueError(f"kind {self.kind} neither walks the needle grid nor answers under budgets")
+        return self
 
 
 class NewTokens(StrictModel):
@@ -68,7 +80,9 @@ class SamplingRecipe(StrictModel):
     top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus, 0 to 1; 1 is off")
     top_k: int = Field(default=0, ge=0, description="most likely tokens to choose from; 0 is off")
     samples: int = Field(default=1, ge=1, description="answers per problem")
-    pass_at: tuple[int, ...] = Field(default=(1,), description="values of k for pass@k, none above `samples`")
+    pass_at: tuple[int, ...] = Field(
+        default=(1,), description="values of k for pass@k and cons@k (the majority's answer), none above `samples`"
+    )
     max_new_tokens: NewTokens = Field(default_factory=NewTokens, description="tokens by mode")
 
     @model_validator(mode="after")
@@ -88,32 +102,27 @@ class StatisticsRecipe(StrictModel):
     level: float = Field(default=0.95, gt=0.5, lt=1, description="coverage of the intervals, 0 to 1")
 
 
-class NeedleRecipe(StrictModel):
-    """The grid of lengths and depths (V3 report, figure 8)."""
+class BudgetsRecipe(StrictModel):
+    """Answers under budgets of thought, beside the free ones: what a model's `budgets: true` asks for."""
 
-    lengths: tuple[int, ...] = Field(
-        default=(256, 1024, 2048, 4096, 8192), min_length=1, description="contexts, tokens: prompt and answer"
+    tokens: tuple[int, ...] = Field(default=(), description="budgets, tokens of thought; () runs none")
+    mechanisms: tuple[Literal["forced", "extended", "stated"], ...] = Field(
+        default=("forced", "stated"),
+        description="forced: the thought is ended there; extended: made to last as long; stated: named in the prompt",
     )
-    depths: tuple[float, ...] = Field(
-        default=(0.0, 0.25, 0.5, 0.75, 1.0), min_length=1, description="where the needle lies, 0 (start) to 1 (end)"
-    )
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1, description="documents per cell, one for each")
-    distractors: int = Field(default=0, ge=0, description="needles about other places in the same document")
-    filler: InputPath | None = Field(
-        default=None, description="text that hides the needle: JSONL with `text`, or a text file; needed by the grid"
-    )
-    filler_mb: float = Field(default=1.0, gt=0, description="how much of it is used, from its beginning, MB")
-    batch_tokens: int = Field(default=16_384, ge=1, description="prompt tokens read at once")
+    tasks: tuple[str, ...] | None = Field(default=None, min_length=1, description="tasks that count; null: all of them")
+    problems: int | None = Field(default=None, ge=1, description="problems per task, the first ones; null: all")
 
-    @model_validator(mode="after")
-    def _is_a_grid(self) -> NeedleRecipe:
-        if not all(0 <= depth <= 1 for depth in self.depths):
-            raise ValueError(f"a depth is between 0 and 1, not {list(self.depths)}")
-        for name in ("lengths", "depths", "seeds"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name}: each value once, not {list(values)}")
-        return self
+    @field_validator("tokens")
+    @classmethod
+    def _rise(cls, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        if list(tokens) != sorted(set(tokens)) or any(one < 0 for one in tokens):
+            raise ValueError(f"budgets are 0 or more and rise, not {list(tokens)}")
+        return tokens
+
+    @property
+    def conditions(self) -> list[Condition]:
+        return [Condition(mechanism=each, tokens=tokens) for each in self.mechanisms for tokens in self.tokens]
 
 
 class Comparison(StrictModel):
@@ -121,9 +130,7 @@ class Comparison(StrictModel):
 
     better: str = Field(description="id of the model expected to be better")
     baseline: str = Field(description="id of the model it is compared with")
-    families: tuple[str, ...] | None = Field(
-        default=None, min_length=1, description="families that count; null: all of them"
-    )
+    tasks: tuple[str, ...] | None = Field(default=None, min_length=1, description="tasks that count; null: all of them")
 
 
 class Recipe(StageRecipe):
@@ -132,12 +139,15 @@ class Recipe(StageRecipe):
     models: dict[str, ModelEntry] = Field(
         min_length=1, description="the models by id, in the order of the table's rows"
     )
-    problems: ProblemsRecipe = Field(description="the held-out problems")
+    tasks: dict[str, SerializeAsAny[Task]] = Field(
+        default={}, description="what is asked, by name: each with its task's own keys (python -m eval tasks)"
+    )
     sampling: SamplingRecipe = Field(default_factory=SamplingRecipe, description="how answers are drawn")
     comparisons: tuple[Comparison, ...] = Field(
         default=(), description="pairs of models to compare, problem by problem"
     )
     statistics: StatisticsRecipe = Field(default_factory=StatisticsRecipe, description="intervals and tests")
+    budgets: BudgetsRecipe = Field(default=BudgetsRecipe(), description="budgets of thought")
     needle: NeedleRecipe = Field(default_factory=NeedleRecipe, description="the needle grid")
     curves: dict[str, InputPath] = Field(
         default={}, description="metrics.jsonl of other stages' runs, by label: drawn in the report"
@@ -155,9 +165,24 @@ class Recipe(StageRecipe):
                 raise ValueError(f"a model's id is made of letters, digits, _ and -, not {name!r}")
         return models
 
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _are_built(cls, tasks: Any) -> Any:
+        if not isinstance(tasks, dict):
+            return tasks
+        built = {}
+        for name, options in tasks.items():
+            if not re.fullmatch(ID, name):
+                raise ValueError(f"a task's name is made of letters, digits, _ and -, not {name!r}")
+            if not isinstance(options, dict):
+                raise ValueError(f"{name}: a mapping of keys, not {options!r}")
+            built[name] = build_task(name, options)
+        return built
+
     @model_validator(mode="after")
     def _fits(self) -> Recipe:
-        answering = [name for name, entry in self.models.items() if entry.problems and self.problems.families]
+        written = [name for name, task in self.tasks.items() if task.kind == "answers"]
+        answering = [name for name, entry in self.models.items() if entry.problems and written]
         for pair in self.comparisons:
             for name in (pair.better, pair.baseline):
                 if name not in answering:
@@ -165,13 +190,18 @@ class Recipe(StageRecipe):
                     raise ValueError(f"comparisons: {name!r} is no model that answers problems (they are: {known})")
             if pair.better == pair.baseline:
                 raise ValueError(f"comparisons: {pair.better!r} with itself")
-            for family in pair.families or ():
-                if family not in self.problems.families:
-                    known = ", ".join(self.problems.families)
-                    raise ValueError(f"comparisons: {family!r} is not among the problems (they are: {known})")
-        if self.needle.filler is None and any(entry.needle for entry in self.models.values()):
-            raise ValueError("needle.filler: the grid needs text to hide needles in")
+            self._check_tasks("comparisons", pair.tasks, written)
+        self._check_tasks("budgets", self.budgets.tasks, written)
+        if any(entry.budgets for entry in self.models.values()) and not self.budgets.tokens:
+            raise ValueError("budgets.tokens: a model asks for budgets, and there are none")
         return self
+
+    @staticmethod
+    def _check_tasks(where: str, names: tuple[str, ...] | None, written: list[str]) -> None:
+        for name in names or ():
+            if name not in written:
+                known = ", ".join(written) or "none"
+                raise ValueError(f"{where}: {name!r} is not among the tasks with answers (they are: {known})")
 
     def label(self, model: str) -> str:
         """The model's name in tables."""

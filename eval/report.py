@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import base64
+import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from eval.score import Samples
 
 TEMPLATES = Path(__file__).with_name("templates")
-REPORT, PAGE, FIGURES = "report.json", "report.html", "figures"
+REPORT, PAGE, FIGURES, TABLES = "report.json", "report.html", "figures", "tables"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -84,18 +86,42 @@ def write_report(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """
     from eval.collect import read_collected
     from eval.figures import draw_all, to_svg
+    from eval.figures_lengths import draw as draw_lengths
+    from eval.lengths.tables import csv_tables
     from eval.score import score
 
     collected = read_collected(folder / "collected.json")
     report = score(recipe, read_samples(recipe, folder))
     write_json(folder / REPORT, report)
+    for name in (FIGURES, TABLES):
+        (folder / name).mkdir(exist_ok=True)
     drawings = draw_all(report, collected)
-    (folder / FIGURES).mkdir(exist_ok=True)
+    if report["lengths"] is not None:
+        drawings += draw_lengths(report["lengths"])
+        for name, rows in csv_tables(report["lengths"]).items():
+            write_text(folder / TABLES / name, csv_text(rows))
+    for name, grid in (report["needle"] or {"models": {}})["models"].items():
+        write_text(folder / TABLES / f"needle_{name}.csv", grid_csv(grid, recipe))
     pictures = {drawing.name: to_svg(drawing) for drawing in drawings}
     for name, svg in pictures.items():
         write_text(folder / FIGURES / f"{name}.svg", svg)
     write_text(folder / PAGE, render_page(report, drawings, pictures))
     return report
+
+
+def csv_text(rows: Sequence[Sequence[object]]) -> str:
+    """Rows as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def grid_csv(grid: dict[str, Any], recipe: Recipe) -> str:
+    """One model's needle grid as CSV: a row for each cell."""
+    from eval.needle_grid import grid_rows
+
+    rows = grid_rows(grid, recipe.needle)
+    return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def read_samples(recipe: Recipe, folder: Path) -> Samples:
@@ -105,6 +131,8 @@ def read_samples(recipe: Recipe, folder: Path) -> Samples:
         InputError: a file is missing, damaged, or has not all its rows.
     """
     from eval.collect import read_collected
+    from eval.generate import budgeted_problems, part_name, read_seconds
+    from eval.likelihood import ChoiceRow, TextRow
     from eval.needle_grid import NeedleRow
     from eval.score import Samples
     from recipes.rows import JudgedSample, Problem, read_rows
@@ -112,22 +140,53 @@ def read_samples(recipe: Recipe, folder: Path) -> Samples:
     rows = folder / "samples"
     collected = read_collected(folder / "collected.json")
     problems = list(read_rows(rows / "problems.jsonl", Problem))
-    answering = [name for name, entry in recipe.models.items() if entry.problems and problems]
-    walking = [name for name, entry in recipe.models.items() if entry.needle]
+    for problem in problems:
+        if problem.source not in recipe.tasks:
+            raise InputError(rows / "problems.jsonl", where="source", expected="a task", found=problem.source)
+    by_kind = {
+        kind: [one for one in problems if recipe.tasks[one.source].kind == kind]
+        for kind in ("answers", "choices", "text")
+    }
+    n = recipe.sampling.samples
+    answering = [name for name, entry in recipe.models.items() if entry.problems]
+
+    def judged(name: str, asked: Sequence[Problem]) -> list[JudgedSample]:
+        path = rows / "judged" / f"{name}.jsonl"
+        found = list(read_rows(path, JudgedSample))
+        _check_count(path, len(asked) * n, len(found))
+        place = {(one.source, one.id): index for index, one in enumerate(asked)}
+        return sorted(found, key=lambda row: (place[row.task, row.problem_id], row.index))
+
+    def weighed(kind: str, part: str, row: type[Any]) -> dict[str, list[Any]]:
+        found = {}
+        for name in answering if by_kind[kind] else ():
+            found[name] = list(read_rows(rows / part / f"{name}.jsonl", row))
+            _check_count(rows / part / f"{name}.jsonl", len(by_kind[kind]), len(found[name]))
+        return found
+
     grid = recipe.needle
+    written, few = by_kind["answers"], budgeted_problems(recipe, by_kind["answers"])
     samples = Samples(
         problems=problems,
-        judged={name: list(read_rows(rows / "judged" / f"{name}.jsonl", JudgedSample)) for name in answering},
-        needle={name: list(read_rows(rows / "needle" / f"{name}.jsonl", NeedleRow)) for name in walking},
+        judged={name: judged(name, written) for name in answering if written},
+        budgeted={
+            name: {each.id: judged(part_name(name, each), few) for each in recipe.budgets.conditions}
+            for name in answering
+            if written and recipe.models[name].budgets
+        },
+        seconds=read_seconds(rows / "seconds.jsonl"),
+        choices=weighed("choices", "choices", ChoiceRow),
+        texts=weighed("text", "texts", TextRow),
+        needle={
+            name: list(read_rows(rows / "needle" / f"{name}.jsonl", NeedleRow))
+            for name, entry in recipe.models.items()
+            if entry.needle
+        },
         trained=collected.trained,
         text=collected.text,
     )
-    wanted = len(problems) * recipe.sampling.samples
-    for name, judged in samples.judged.items():
-        _check_count(rows / "judged" / f"{name}.jsonl", wanted, len(judged))
     for name, needles in samples.needle.items():
-        cells = len(grid.lengths) * len(grid.depths) * len(grid.seeds)
-        _check_count(rows / "needle" / f"{name}.jsonl", cells, len(needles))
+        _check_count(rows / "needle" / f"{name}.jsonl", grid.documents, len(needles))
     return samples
 
 
@@ -171,7 +230,7 @@ def print_table(path: Path) -> None:
         raise InputError(path, expected="a report of the eval stage", found="no such file")
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        known = isinstance(report, dict) and {"models", "families", "comparisons"} <= report.keys()
+        known = isinstance(report, dict) and {"models", "tasks", "comparisons"} <= report.keys()
     except ValueError as error:
         raise InputError(path, expected="JSON", found=str(error)) from error
     if not known:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from eval.metrics import Array, Interval, bootstrap_means, length_summary, paired_difference, pass_at_k
+from eval.lengths.analyse import analyse
+from eval.lengths.runs import LengthOptions, LengthRun
+from eval.likelihood import ChoiceRow, TextRow, choice_scores, text_scores
+from eval.metrics import Array, Interval, bootstrap_means, cons_at_k, length_summary, paired_difference, pass_at_k
 from eval.needle_grid import NeedleRow, grid_scores
 from eval.perplexity import TextReport
 from eval.recipe import Comparison, ModelEntry, Recipe
-from eval.tasks import best_constant
+from eval.slices import contamination, slice_scores
 from recipes.rows import JudgedSample, Problem, Verdict, sha256_of
 
-SCHEMA = 1
+SCHEMA = 2
 DIGITS = 6  # decimals kept: below that is rounding, not measurement
 HISTOGRAM_BINS = 24
 
@@ -26,7 +29,11 @@ class Samples:
     """The judged rows of a run, and what else its report is made from."""
 
     problems: Sequence[Problem]
-    judged: Mapping[str, Sequence[JudgedSample]]  # by model
+    judged: Mapping[str, Sequence[JudgedSample]]  # by model, its free answers
+    budgeted: Mapping[str, Mapping[str, Sequence[JudgedSample]]] = field(default_factory=dict)  # by model, by condition
+    seconds: Mapping[str, float] = field(default_factory=dict)  # of a sample, by part (see eval/generate.py)
+    choices: Mapping[str, Sequence[ChoiceRow]] = field(default_factory=dict)
+    texts: Mapping[str, Sequence[TextRow]] = field(default_factory=dict)
     needle: Mapping[str, Sequence[NeedleRow]] = field(default_factory=dict)
     trained: Mapping[str, int] = field(default_factory=dict)
     text: Mapping[str, TextReport] = field(default_factory=dict)
@@ -34,44 +41,49 @@ class Samples:
 
 def score(recipe: Recipe, samples: Samples) -> dict[str, Any]:
     """The report: protocol, problems, models, comparisons, needle grid, text."""
-    families: dict[str, list[Problem]] = defaultdict(list)
+    tasks: dict[str, list[Problem]] = defaultdict(list)
     for problem in samples.problems:
-        families[problem.source].append(problem)
-    grouped = {name: by_family(rows, families) for name, rows in samples.judged.items()}
-    constants = {name: best_constant(problems) for name, problems in families.items()}
+        if recipe.tasks[problem.source].kind == "answers":
+            tasks[problem.source].append(problem)
+    grouped = {name: by_task(rows, tasks) for name, rows in samples.judged.items()}
+    constants = {name: recipe.tasks[name].best_constant(problems) for name, problems in tasks.items()}
+    known = [constant[1] for constant in constants.values() if constant is not None]
     report = {
         "schema": SCHEMA,
         "name": recipe.name,
         "seed": recipe.seed,
         "protocol": _protocol(recipe, samples.problems),
-        "families": {
+        "tasks": {
             name: {"problems": len(problems), "best_constant": _constant(constants[name])} | _dates(problems)
-            for name, problems in families.items()
+            for name, problems in tasks.items()
         },
-        "best_constant": _mean([accuracy for _, accuracy in constants.values()]),
+        "best_constant": _mean(known) if len(known) == len(constants) else None,
         "models": {
-            name: _model(recipe, name, grouped[name]) if name in grouped else _unasked(recipe, name)
+            name: _model(recipe, name, grouped[name], tasks) if name in grouped else _unasked(recipe, name)
             for name in recipe.models
         },
         "comparisons": [
             pair.model_dump(mode="json") | compare(recipe, pair, grouped[pair.better], grouped[pair.baseline])
             for pair in recipe.comparisons
         ],
+        "choices": _likelihoods(recipe, samples.choices, choice_scores),
+        "texts": _likelihoods(recipe, samples.texts, text_scores),
         "needle": _needle(recipe, samples),
         "text": _text(recipe, samples.text),
+        "lengths": _lengths(recipe, samples),
     }
     return rounded(report)
 
 
-Grouped = dict[str, dict[str, list[JudgedSample]]]  # family -> problem id -> samples that count and those that do not
+Grouped = dict[str, dict[str, list[JudgedSample]]]  # task -> problem id -> samples that count and those that do not
 
 
-def by_family(rows: Sequence[JudgedSample], families: Mapping[str, Sequence[Problem]]) -> Grouped:
-    """Rows by family and problem, both in the problems' order."""
-    of_problem: dict[str, list[JudgedSample]] = defaultdict(list)
+def by_task(rows: Sequence[JudgedSample], tasks: Mapping[str, Sequence[Problem]]) -> Grouped:
+    """Rows by task and problem, both in the problems' order."""
+    of_problem: dict[tuple[str, str], list[JudgedSample]] = defaultdict(list)
     for row in rows:
-        of_problem[row.problem_id].append(row)
-    return {name: {p.id: of_problem[p.id] for p in problems} for name, problems in families.items()}
+        of_problem[row.task, row.problem_id].append(row)
+    return {name: {p.id: of_problem[name, p.id] for p in problems} for name, problems in tasks.items()}
 
 
 def problem_means(samples: Mapping[str, Sequence[JudgedSample]]) -> dict[str, tuple[float, float]]:
@@ -90,18 +102,21 @@ def tokens(row: JudgedSample) -> int:
     return row.reasoning_tokens + row.answer_tokens
 
 
-def _model(recipe: Recipe, name: str, grouped: Grouped) -> dict[str, Any]:
-    means = {family: problem_means(samples) for family, samples in grouped.items()}
-    families = {}
-    for family, samples in grouped.items():
+def _model(recipe: Recipe, name: str, grouped: Grouped, problems: Mapping[str, Sequence[Problem]]) -> dict[str, Any]:
+    means = {task: problem_means(samples) for task, samples in grouped.items()}
+    tasks = {}
+    for task, samples in grouped.items():
         rows = [row for of_problem in samples.values() for row in of_problem]
-        families[family] = _counts(rows) | _pass_at(recipe, samples)
-        if means[family]:
-            accuracy, length = _intervals(recipe, name, family, [np.array(list(means[family].values()))])
-            families[family] |= {"accuracy": _interval(accuracy), "mean_tokens": _interval(length)}
+        tasks[task] = _counts(rows) | _pass_at(recipe, task, samples)
+        if means[task]:
+            tasks[task] |= _sliced(recipe, name, problems[task], means[task])
+            accuracy, length = _intervals(recipe, name, task, [np.array(list(means[task].values()))])
+            tasks[task] |= {"accuracy": _interval(accuracy), "mean_tokens": _interval(length)}
     everything = [row for samples in grouped.values() for of_problem in samples.values() for row in of_problem]
-    found = _entry(recipe, name) | {"families": families, "all": _counts(everything), "lengths": _histogram(everything)}
-    arrays = [np.array(list(of_family.values())) for of_family in means.values() if of_family]
+    found = _entry(recipe, name) | {"tasks": tasks, "all": _counts(everything), "lengths": _histogram(everything)}
+    if everything:
+        found |= {"revision": everything[0].teacher["revision"], "template_sha256": everything[0].template_sha256}
+    arrays = [np.array(list(of_task.values())) for of_task in means.values() if of_task]
     if arrays:
         accuracy, length = _intervals(recipe, name, "macro", arrays)
         found["macro"] = {"accuracy": _interval(accuracy), "mean_tokens": _interval(length)}
@@ -109,7 +124,7 @@ def _model(recipe: Recipe, name: str, grouped: Grouped) -> dict[str, Any]:
 
 
 def _unasked(recipe: Recipe, name: str) -> dict[str, Any]:
-    return _entry(recipe, name) | {"families": {}}
+    return _entry(recipe, name) | {"tasks": {}}
 
 
 def _entry(recipe: Recipe, name: str) -> dict[str, Any]:
@@ -145,18 +160,31 @@ def _counts(rows: Sequence[JudgedSample]) -> dict[str, Any]:
     }
 
 
-def _pass_at(recipe: Recipe, samples: Mapping[str, Sequence[JudgedSample]]) -> dict[str, Any]:
-    """pass@k over the problems of which enough samples count to estimate it."""
-    found: dict[str, float | None] = {}
+def _pass_at(recipe: Recipe, task: str, samples: Mapping[str, Sequence[JudgedSample]]) -> dict[str, Any]:
+    """pass@k and cons@k over the problems of which enough samples count to estimate them."""
+    passed: dict[str, float | None] = {}
+    agreed: dict[str, float | None] = {}
+    counted = [[row for row in rows if row.verdict.counts] for rows in samples.values()]
     for k in recipe.sampling.pass_at:
-        values = []
-        for rows in samples.values():
-            counted = [row for row in rows if row.verdict.counts]
-            if len(counted) >= k:
-                right = sum(row.verdict is Verdict.CORRECT for row in counted)
-                values.append(pass_at_k(len(counted), right, k))
-        found[str(k)] = _mean(values)
-    return {"pass_at": found}
+        enough = [rows for rows in counted if len(rows) >= k]
+        right = [[row.verdict is Verdict.CORRECT for row in rows] for rows in enough]
+        passed[str(k)] = _mean([pass_at_k(len(one), sum(one), k) for one in right])
+        if recipe.tasks[task].needs_judge or k == 1:
+            continue  # programs have no majority, and one sample is its own
+        votes = [[recipe.tasks[task].vote(row.answer) for row in rows] for rows in enough]
+        agreed[str(k)] = _mean([cons_at_k(*pair, k, recipe.seed) for pair in zip(votes, right, strict=True)])
+    return {"pass_at": passed, "cons_at": agreed}
+
+
+def _sliced(
+    recipe: Recipe, name: str, problems: Sequence[Problem], means: Mapping[str, tuple[float, float]]
+) -> dict[str, Any]:
+    statistics, cutoff = recipe.statistics, recipe.models[name].cutoff
+    settings: dict[str, Any] = {"resamples": statistics.resamples, "level": statistics.level, "seed": recipe.seed}
+    return {
+        "slices": slice_scores(problems, means, **settings),
+        "contamination": None if cutoff is None else contamination(problems, means, cutoff, **settings),
+    }
 
 
 def _histogram(rows: Sequence[JudgedSample]) -> dict[str, Any]:
@@ -174,17 +202,17 @@ def _histogram(rows: Sequence[JudgedSample]) -> dict[str, Any]:
 
 
 def compare(recipe: Recipe, pair: Comparison, better: Grouped, baseline: Grouped) -> dict[str, Any]:
-    """Two models on the problems that count for both, per family and over all of them."""
+    """Two models on the problems that count for both, per task and over all of them."""
     names = (pair.better, pair.baseline)
     paired: dict[str, Array] = {}
-    for family in pair.families or better:
-        a, b = problem_means(better[family]), problem_means(baseline[family])
+    for task in pair.tasks or better:
+        a, b = problem_means(better[task]), problem_means(baseline[task])
         shared = [problem_id for problem_id in a if problem_id in b]
         if shared:
-            paired[family] = np.array([[a[i][0], b[i][0], a[i][1], b[i][1]] for i in shared])
-    found: dict[str, Any] = {family: _paired(recipe, (*names, family), [array]) for family, array in paired.items()}
+            paired[task] = np.array([[a[i][0], b[i][0], a[i][1], b[i][1]] for i in shared])
+    found: dict[str, Any] = {task: _paired(recipe, (*names, task), [array]) for task, array in paired.items()}
     macro = _paired(recipe, (*names, "macro"), list(paired.values())) if paired else None
-    return {"families": found, "macro": macro}
+    return {"tasks": found, "macro": macro}
 
 
 def _paired(recipe: Recipe, what: tuple[str, ...], arrays: list[Array]) -> dict[str, Any]:
@@ -232,14 +260,76 @@ def _text(recipe: Recipe, reports: Mapping[str, TextReport]) -> dict[str, Any]:
     return found
 
 
-def _protocol(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
+def _likelihoods(recipe: Recipe, rows: Mapping[str, Sequence[Any]], scores: Callable[..., Any]) -> dict[str, Any]:
+    statistics = recipe.statistics
     return {
-        "split": recipe.problems.split,
+        name: scores(some, resamples=statistics.resamples, seed=recipe.seed, level=statistics.level)
+        for name, some in rows.items()
+        if some
+    }
+
+
+def _lengths(recipe: Recipe, samples: Samples) -> dict[str, Any] | None:
+    """Length against accuracy, from the rows of every model and condition (eval/lengths)."""
+    runs = []
+    for name, rows in samples.judged.items():
+        for condition, some in {"free": rows, **samples.budgeted.get(name, {})}.items():
+            part = name if condition == "free" else f"{name}.{condition}"
+            seconds = samples.seconds.get(part)
+            runs.append(LengthRun(name, recipe.label(name), some, None if seconds is None else seconds * len(some)))
+    if not any(run.rows for run in runs):
+        return None
+    statistics = recipe.statistics
+    options = LengthOptions(resamples=statistics.resamples, level=statistics.level, seed=recipe.seed)
+    pairs = [(pair.better, pair.baseline) for pair in recipe.comparisons]
+    asked = [problem for problem in samples.problems if recipe.tasks[problem.source].kind == "answers"]
+    return analyse(runs, asked, options, pairs=pairs, judge=_judge_of(recipe, asked))
+
+
+def _judge_of(recipe: Recipe, problems: Sequence[Problem]) -> Callable[[str, str], bool | None]:
+    """Whether an answer in passing was right: asked of the tasks that need no sandbox; None of the others."""
+    known: dict[str, Problem | None] = {}
+    for problem in problems:  # an id that two tasks share names neither
+        known[problem.id] = None if problem.id in known or recipe.tasks[problem.source].needs_judge else problem
+
+    def judge(problem_id: str, answer: str) -> bool | None:
+        problem = known[problem_id]
+        if problem is None:
+            return None
+        verdict = recipe.tasks[problem.source].judge([problem], [answer])[0].verdict
+        return verdict is Verdict.CORRECT if verdict.counts else None
+
+    return judge
+
+
+def _protocol(recipe: Recipe, problems: Sequence[Problem]) -> dict[str, Any]:
+    protocol = {
+        "tasks": {name: task.settings() for name, task in recipe.tasks.items()},
+        "revisions": {name: task.revision() for name, task in recipe.tasks.items()},
         "problems_sha256": sha256_of([problem.model_dump(mode="json") for problem in problems]),
+        "prompts_sha256": _prompts(recipe, problems),
         "sampling": recipe.sampling.model_dump(mode="json"),
-        "statistics": recipe.statistics.model_dump(mode="json"),
+        "budgets": recipe.budgets.model_dump(mode="json"),
         "dtype": recipe.dtype,
     }
+    # What two runs must share for their numbers to be put side by side.
+    return {"suite_sha256": sha256_of(protocol), "statistics": recipe.statistics.model_dump(mode="json")} | protocol
+
+
+def _prompts(recipe: Recipe, problems: Sequence[Problem]) -> str:
+    """Of what every problem's prompts are in the three modes."""
+    return sha256_of(
+        [
+            [
+                recipe.tasks[problem.source].text(problem),
+                *(
+                    [message.model_dump() for message in recipe.tasks[problem.source].messages(problem, mode)]
+                    for mode in ("chat", "reasoning")
+                ),
+            ]
+            for problem in problems
+        ]
+    )
 
 
 def _dates(problems: Sequence[Problem]) -> dict[str, Any]:
@@ -248,8 +338,8 @@ def _dates(problems: Sequence[Problem]) -> dict[str, Any]:
     return {"window": [days[0], days[-1]]} if days else {}
 
 
-def _constant(found: tuple[str, float]) -> dict[str, Any]:
-    return {"answer": found[0], "accuracy": found[1]}
+def _constant(found: tuple[str, float] | None) -> dict[str, Any]:
+    return {"answer": None, "accuracy": None} if found is None else {"answer": found[0], "accuracy": found[1]}
 
 
 def _interval(interval: Interval) -> dict[str, float]:

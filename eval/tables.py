@@ -38,6 +38,10 @@ def tables(report: Report, width: int) -> Iterator[Table]:
         yield from accuracy_tables(report, width)
     if report["comparisons"]:
         yield from difference_tables(report, width)
+    if report.get("choices"):
+        yield choice_table(report)
+    if report.get("texts"):
+        yield running_text_table(report)
     if report["needle"]:
         yield needle_table(report)
     if report["text"]:
@@ -45,46 +49,72 @@ def tables(report: Report, width: int) -> Iterator[Table]:
 
 
 def accuracy_tables(report: Report, width: int) -> list[Table]:
-    """Stage x accuracy x length; families that do not fit beside the summary follow in tables of their own."""
+    """Stage x accuracy x length; tasks that do not fit beside the summary follow in tables of their own."""
     level = 100 * report["protocol"]["statistics"]["level"]
     samples = report["protocol"]["sampling"]["samples"]
-    counts = sorted({family["problems"] for family in report["families"].values()})
-    per_family = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
-    title = f"Accuracy in %, {per_family} held-out problems a family, {_times(samples, 'answer')} each"
+    counts = sorted({task["problems"] for task in report["tasks"].values()})
+    per_task = str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
+    title = f"Accuracy in %, {per_task} problems a task, {_times(samples, 'answer')} each"
 
-    def build(families: Sequence[str], first: bool, gap: int) -> Table:
-        table = _table(title if first else "Accuracy in %, continued", "stage", families, gap)
-        constants = [cell(report["families"][family]["best_constant"]["accuracy"]) for family in families]
+    def build(tasks: Sequence[str], first: bool, gap: int) -> Table:
+        table = _table(title if first else "Accuracy in %, continued", "stage", tasks, gap)
+        constants = [cell(report["tasks"][task]["best_constant"]["accuracy"]) for task in tasks]
         summary = ["mean", f"{level:g} % interval", "mean\ntokens", "p90\ntokens", "cut\n%"] if first else []
         _add_columns(table, summary)
         constants += [cell(report["best_constant"]), *[""] * (len(summary) - 1)] if first else []
         table.add_row("best constant", *constants, style="dim", end_section=True)
         for row in report["models"].values():
             if row.get("macro"):
-                cells = [_family_cell(row, family) for family in families]
+                cells = [_task_cell(row, task) for task in tasks]
                 table.add_row(escape(row["label"]), *cells, *(_summary_cells(row) if first else []))
         table.caption = _left_out(report) if first else None
         return table
 
-    return _fitting(build, list(report["families"]), width)
+    return _fitting(build, list(report["tasks"]), width)
 
 
 def difference_tables(report: Report, width: int) -> list[Table]:
-    """Paired differences in points, with the interval of their mean over families."""
+    """Paired differences in points, with the interval of their mean over tasks."""
     level = 100 * report["protocol"]["statistics"]["level"]
 
-    def build(families: Sequence[str], first: bool, gap: int) -> Table:
+    def build(tasks: Sequence[str], first: bool, gap: int) -> Table:
         title = "Paired differences in points, same problems" + ("" if first else ", continued")
-        table = _table(title, "stage over baseline", families, gap)
+        table = _table(title, "stage over baseline", tasks, gap)
         _add_columns(table, ["mean", f"{level:g} % interval", "p", "length\nratio"] if first else [])
         for pair in report["comparisons"]:
             better, baseline = (report["models"][pair[side]]["label"] for side in ("better", "baseline"))
-            cells = [_difference(pair["families"].get(family)) for family in families]
+            cells = [_difference(pair["tasks"].get(task)) for task in tasks]
             rest = _paired_cells(pair["macro"]) if first else []
             table.add_row(escape(f"{better} over {baseline}"), *cells, *rest)
         return table
 
-    return _fitting(build, list(report["families"]), width)
+    return _fitting(build, list(report["tasks"]), width)
+
+
+def choice_table(report: Report) -> Table:
+    """Multiple choice by log-likelihood."""
+    table = _table("Multiple choice in %, by log-likelihood", "stage", ["task", "problems", "accuracy", "interval"])
+    _add_columns(table, ["by byte", "interval"])
+    for name, found in report["choices"].items():
+        for task, row in found["tasks"].items():
+            cells = [task, str(row["problems"])]
+            for key in ("accuracy", "accuracy_norm"):
+                cells += [cell(row[key]["value"]), interval_text(row[key])]
+            table.add_row(escape(report["models"][name]["label"]), *map(escape, cells))
+    return table
+
+
+def running_text_table(report: Report) -> Table:
+    """Bits per byte of running text."""
+    table = _table("Running text", "stage", ["task", "bits a byte", "interval", "words' perplexity"])
+    for name, found in report["texts"].items():
+        for task, row in found["tasks"].items():
+            bits, words = row["bits_per_byte"], row["word_perplexity"]
+            span = f"[{bits['low']:.4f}, {bits['high']:.4f}]"
+            perplexity = "-" if words is None else f"{words:.4g}"
+            cells = [task, f"{bits['value']:.4f}", span, perplexity]
+            table.add_row(escape(report["models"][name]["label"]), *map(escape, cells))
+    return table
 
 
 def needle_table(report: Report) -> Table:
@@ -143,7 +173,7 @@ def _table(title: str, first: str, columns: Sequence[str], gap: int = 2) -> Tabl
 
 
 def _heading(name: str) -> str:
-    """A family's name in lines of a word each: columns are as narrow as their numbers allow."""
+    """A task's name in lines of a word each: columns are as narrow as their numbers allow."""
     return escape(name.replace("_", "\n"))
 
 
@@ -152,23 +182,23 @@ def _add_columns(table: Table, headings: Sequence[str]) -> None:
         table.add_column(heading, justify="right", no_wrap=True)
 
 
-def _fitting(build: Callable[[Sequence[str], bool, int], Table], families: list[str], width: int) -> list[Table]:
-    """Tables that together show all families and are no wider than `width`.
+def _fitting(build: Callable[[Sequence[str], bool, int], Table], tasks: list[str], width: int) -> list[Table]:
+    """Tables that together show all tasks and are no wider than `width`.
 
     Args:
-        build: (families, whether it is the first table and has the summary, gap between columns) -> a table.
+        build: (tasks, whether it is the first table and has the summary, gap between columns) -> a table.
     """
     for gap in (2, 1):  # closer columns are better than a second table
-        if _width(build(families, True, gap)) <= width:
-            return [build(families, True, gap)]
+        if _width(build(tasks, True, gap)) <= width:
+            return [build(tasks, True, gap)]
     fitting: list[Table] = []
-    while families:
+    while tasks:
         first = not fitting
-        count = len(families)
-        while count > 1 and _width(build(families[:count], first, gap)) > width:
+        count = len(tasks)
+        while count > 1 and _width(build(tasks[:count], first, gap)) > width:
             count -= 1
-        fitting.append(build(families[:count], first, gap))
-        families = families[count:]
+        fitting.append(build(tasks[:count], first, gap))
+        tasks = tasks[count:]
     return fitting
 
 
@@ -178,8 +208,8 @@ def _width(table: Table) -> int:
     return Measurement.get(wide, wide.options, table).maximum
 
 
-def _family_cell(row: Report, family: str) -> str:
-    accuracy = row["families"].get(family, {}).get("accuracy")
+def _task_cell(row: Report, task: str) -> str:
+    accuracy = row["tasks"].get(task, {}).get("accuracy")
     return "-" if accuracy is None else cell(accuracy["value"])
 
 

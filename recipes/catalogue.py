@@ -13,6 +13,7 @@ from rich.table import Table
 from core_model.errors import InputError
 from recipes.loader import load_recipe, read_yaml
 from recipes.pipeline import check_recipe, is_pipeline, missing_inputs, plan_pipeline
+from recipes.sweep import is_sweep
 
 
 def find_recipes(folder: Path) -> dict[Path, dict[str, Any]]:
@@ -24,6 +25,8 @@ def find_recipes(folder: Path) -> dict[Path, dict[str, Any]]:
         raise InputError(folder, expected="a folder of recipes", found="no such folder")
     found = {}
     for path in sorted(folder.rglob("*.yaml")):
+        if is_sweep(path):  # its ${...} are wandb's, and would not resolve
+            continue
         try:
             data = read_yaml(path)[0]
         except InputError:

@@ -25,7 +25,12 @@ app = typer.Typer(
 
 # Everything after these commands' names goes to the package that owns them, --help included.
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-DISPATCH = {"chat": "core_model.generation.chat", "serve": "core_model.generation.server", "report": "eval.report"}
+DISPATCH = {
+    "chat": "core_model.generation.chat",
+    "serve": "core_model.generation.server",
+    "report": "eval.report",
+    "leaderboard": "eval.leaderboard",
+}
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Replace keys; `stage.key=value` in a pipeline.")
@@ -124,6 +129,12 @@ def serve(context: typer.Context) -> None:
 def report(context: typer.Context) -> None:
     """Show a run's report; `trivium report --help` says how."""
     _dispatch("report", context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def leaderboard(context: typer.Context) -> None:
+    """Rank the models of eval runs; `trivium leaderboard --help` says how."""
+    _dispatch("leaderboard", context.args)
 
 
 @app.command()

@@ -60,7 +60,7 @@ class Problem(Row):
 
     id: str
     source: str  # the family's name
-    domain: Literal["math", "code", "logic", "retrieval"]
+    domain: Literal["math", "code", "logic", "retrieval", "knowledge"]
     messages: list[Message]
     verifier: str
     verification_info: dict[str, Any]
@@ -69,10 +69,28 @@ class Problem(Row):
     date: str | None = None  # ISO day; evaluation windows select on it
 
 
+class Condition(Row):
+    """How a completion's length was controlled.
+
+    free: not at all. forced: the thought was ended at `tokens` tokens and the answer asked for. extended: a thought
+    that would have ended before `tokens` tokens was made to go on. stated: the prompt named a budget of as many.
+    """
+
+    mechanism: Literal["free", "forced", "extended", "stated"] = "free"
+    tokens: int | None = None
+
+    @property
+    def id(self) -> str:
+        """ "free", or as in "forced-64"."""
+        return self.mechanism if self.tokens is None else f"{self.mechanism}-{self.tokens}"
+
+
 class Generation(Row):
-    """One completion of one problem. `key` is the sha256 of everything that determined it."""
+    """One completion of one problem. `key` is the sha256 of everything that determined it; `task` is the recipe's name
+    for the set of problems it belongs to."""
 
     key: str
+    task: str = ""
     problem_id: str
     index: int
     seed: int
@@ -86,9 +104,13 @@ class Generation(Row):
     sampling: dict[str, Any]
     teacher: dict[str, str]  # {"name", "revision"} of the model that wrote it
     template_sha256: str
+    condition: Condition = Condition()
 
 
 class JudgedSample(Generation):
+    """`verdict_key` is the sha256 of the generation's key and of what judged it."""
+
+    verdict_key: str = ""
     verdict: Verdict
     detail: str = ""
     seconds: float = 0.0

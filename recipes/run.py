@@ -14,6 +14,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +24,7 @@ from core_model.errors import InputError
 from recipes.atomic import sha256_artefact, write_json, write_text
 from recipes.provenance import git_state, hardware, versions
 from recipes.schema import PLACEMENT_KEYS, StageRecipe
-from recipes.tracking import Tracker
+from recipes.tracking import Cell, Tracker
 
 RUNNING, COMPLETE = "running", "complete"
 PATIENCE = 5.0  # seconds to wait for a killed process to let go of the folder
@@ -45,8 +46,14 @@ class Run:
         self._lock: IO[str] | None = None
         self._metrics: IO[str] | None = None
         self._tracker = Tracker(
-            path, provenance["wandb_run_id"], name=recipe.name, group=recipe.group, config=comparable(recipe)
+            path,
+            provenance["wandb_run_id"],
+            stage=recipe.stage,
+            name=recipe.name,
+            group=recipe.group,
+            config=comparable(recipe),
         )
+        self._tracker.reads(provenance["inputs"])
 
     @classmethod
     def open(cls, recipe: StageRecipe, command: list[str], inputs: dict[str, Path], *, writer: bool = True) -> Run:
@@ -124,6 +131,11 @@ class Run:
         self._metrics.flush()
         self._tracker.log(step, values)
 
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+        """Give wandb a table, such as one row a problem; see `Tracker.table`. The run's folder has it elsewhere."""
+        if self.writer:
+            self._tracker.table(name, columns, rows)
+
     def metrics(self) -> list[dict[str, Any]]:
         """Every line of metrics.jsonl, oldest first. A half-written last line is left out."""
         return read_metrics(self.path / "metrics.jsonl")
@@ -146,6 +158,7 @@ class Run:
             return
         seconds = time.monotonic() - self._opened  # of this process: time lost to a kill is not known
         done = self.provenance | {"status": COMPLETE, "summary": summary, "seconds": round(seconds, 1)}
+        self._tracker.made(self.path)
         self.close()
         write_json(self.path / "provenance.json", done)
         self.provenance = done

@@ -40,6 +40,7 @@ def stage_main(
     run_stage: Callable[[Any, Run], dict[str, Any]],
     *,
     distributed: bool = False,
+    step: str | None = None,
     arguments: list[str] | None = None,
 ) -> int:
     """Parse the command line, open the run, run the stage, record its summary.
@@ -47,6 +48,7 @@ def stage_main(
     Args:
         stage: the package's name; its schema is `<stage>.recipe.Recipe`.
         run_stage: does the work; gets the recipe and the open run, returns the summary (JSON-serialisable).
+        step: the name of the step that `run_stage` does, where it is not the whole stage: the run is not complete then.
         distributed: whether the stage can run as several processes (WORLD_SIZE > 1).
         arguments: the command line after the module's name; None takes `sys.argv`.
 
@@ -54,7 +56,7 @@ def stage_main(
         The exit status; `<stage>/__main__.py` passes it to `sys.exit`.
     """
     schema: type[StageRecipe] = importlib.import_module(f"{stage}.recipe").Recipe
-    options = _parser(stage, schema).parse_args(arguments)
+    options = _parser(stage, schema, step).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Libraries announce every request and download; only their warnings matter to a reader of a training run.
     for name in ("httpx", "urllib3", "filelock", "fsspec", "datasets", "transformers", "accelerate"):
@@ -64,7 +66,7 @@ def stage_main(
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.")
     try:
         _refuse_several_processes(stage, distributed)
-        return _run(stage, schema, run_stage, options)
+        return _run(stage, schema, run_stage, options, step)
     except InputError as error:
         print(f"{stage}: {error}", file=sys.stderr)
         return EXIT_BAD_INPUT
@@ -94,24 +96,33 @@ def seed_everything(recipe: StageRecipe) -> None:
 
 
 def _run(
-    stage: str, schema: type[StageRecipe], run_stage: Callable[[Any, Run], dict[str, Any]], options: argparse.Namespace
+    stage: str,
+    schema: type[StageRecipe],
+    run_stage: Callable[[Any, Run], dict[str, Any]],
+    options: argparse.Namespace,
+    step: str | None,
 ) -> int:
     recipe = load_recipe(options.recipe, options.overrides, schema)
     if recipe.stage != stage:
         raise InputError(options.recipe, where="stage", expected=repr(stage), found=repr(recipe.stage))
     seed_everything(recipe)
-    command = ["python", "-m", stage, options.recipe, *options.overrides]
+    named = [stage] if step is None else [stage, step]
+    command = ["python", "-m", *named, options.recipe, *options.overrides]
     first = os.environ.get("RANK", "0") == "0"
     run = Run.open(recipe, command, recipe.input_paths(), writer=first)
     try:
-        if run.is_complete:
+        if run.is_complete and step is None:
             if first:
                 print(f"{stage}: {run.path} is already complete")
             return 0
-        run.complete(run_stage(recipe, run))
+        summary = run_stage(recipe, run)
+        if step is None:
+            run.complete(summary)
     finally:
         run.close()
-    if first:
+    if first and step is not None:
+        print(f"{stage} {step}: done, in {run.path}")
+    elif first:
         print(f"{stage}: complete in {clock(run.provenance['seconds'])}, in {run.path}")
     return 0
 
@@ -123,10 +134,11 @@ def _refuse_several_processes(stage: str, distributed: bool) -> None:
         raise InputError(f"python -m {stage}", expected="one process: this stage is not distributed", found=found)
 
 
-def _parser(stage: str, schema: type[StageRecipe]) -> argparse.ArgumentParser:
+def _parser(stage: str, schema: type[StageRecipe], step: str | None) -> argparse.ArgumentParser:
+    what = f"the {stage} stage" if step is None else f"one step of the {stage} stage"
     parser = argparse.ArgumentParser(
-        prog=f"python -m {stage}",
-        description=f"Run the {stage} stage as a recipe says.",
+        prog=f"python -m {stage}" if step is None else f"python -m {stage} {step}",
+        description=f"Run {what} as a recipe says.",
         epilog=EPILOG.format(stage=stage, keys="\n".join(_key_lines(schema))),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""One judge for everything in a process that judges programs, as its stage's recipe wants it."""
+"""One judge of each mode for everything in a process that judges programs, as its stage's recipe wants it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import atexit
 
 from pydantic import Field
 
+from eval.judge.case import Mode
 from eval.judge.judge import Judge
 from recipes.schema import StrictModel
 
@@ -21,7 +22,7 @@ class JudgeRecipe(StrictModel):
 
 
 _wanted = JudgeRecipe()
-_judge: Judge | None = None
+_judges: dict[Mode, Judge] = {}
 
 
 def use_judge(recipe: JudgeRecipe, *, needed: bool) -> None:
@@ -41,22 +42,20 @@ def use_judge(recipe: JudgeRecipe, *, needed: bool) -> None:
         shared_judge().require_isolation()
 
 
-def shared_judge() -> Judge:
-    """The process's judge, started when it is first asked for and closed when the process ends.
+def shared_judge(mode: Mode = "strict") -> Judge:
+    """The process's judge of a mode, started when it is first asked for and closed when the process ends.
 
     Raises:
         InputError: no sandbox starts on this machine.
     """
-    global _judge
-    if _judge is None:
-        _judge = Judge(workers=_wanted.workers, allow_unsandboxed=_wanted.allow_unsandboxed)
-        atexit.register(close_shared_judge)
-    return _judge
+    if mode not in _judges:
+        if not _judges:
+            atexit.register(close_shared_judge)
+        _judges[mode] = Judge(mode, workers=_wanted.workers, allow_unsandboxed=_wanted.allow_unsandboxed)
+    return _judges[mode]
 
 
 def close_shared_judge() -> None:
-    """End its sandboxes; the next call of `shared_judge` makes new ones."""
-    global _judge
-    if _judge is not None:
-        _judge.close()
-        _judge = None
+    """End all sandboxes; the next call of `shared_judge` makes new ones."""
+    while _judges:
+        _judges.popitem()[1].close()

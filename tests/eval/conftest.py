@@ -59,7 +59,7 @@ def recipe_data(tmp_path_factory, models) -> dict[str, Any]:
             "short": {"path": str(models["second"]), "mode": "chat"},
             "reasoning": {"path": str(models["second"]), "mode": "reasoning"},
         },
-        "problems": {"families": {"chain_sum": 5, "gcd": 5, "code": 3}},
+        "tasks": {"chain_sum": {"count": 5}, "gcd": {"count": 5}, "code": {"count": 3}},
         "sampling": {"max_new_tokens": {"base": 12, "chat": 12, "reasoning": 24}},
         "comparisons": [{"better": "reasoning", "baseline": "short"}],
         "statistics": {"resamples": 200, "flips": 200},

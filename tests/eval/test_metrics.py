@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eval.metrics import bootstrap_means, length_summary, macro_mean, paired_difference, pass_at_k, sign_flip_p
+from eval.metrics import (
+    bootstrap_means,
+    cons_at_k,
+    length_summary,
+    macro_mean,
+    paired_difference,
+    pass_at_k,
+    sign_flip_p,
+    unpaired_difference,
+)
 
 
 @pytest.mark.parametrize(
@@ -153,3 +162,61 @@ def test_p_is_small_as_often_as_chance_makes_it():
         for seed in range(400)
     )
     assert 0.02 <= small / 400 <= 0.08
+
+
+@pytest.mark.parametrize(
+    ("votes", "right", "value"),
+    [
+        (["1", "1", "2"], [True, True, False], 1.0),
+        (["1", "2", "2"], [True, False, False], 0.0),
+        (["1", "2"], [True, False], 0.5),  # a tie: each is taken half of the time
+        (["1", None, None], [True, False, False], 1.0),  # no answer has no vote
+        ([None, None], [False, False], 0.0),
+        (["3"], [True], 1.0),
+    ],
+)
+def test_cons_at_k_of_all_samples(votes, right, value):
+    assert cons_at_k(votes, right, len(votes)) == value
+
+
+def test_cons_at_1_is_the_mean_and_more_votes_help():
+    votes, right = ["1"] * 6 + ["2", "3", "4", "5"], [True] * 6 + [False] * 4
+    assert abs(cons_at_k(votes, right, 1, seed=3) - 0.6) < 0.1
+    # Of 120 draws of three 80 hold two or three "1"; 36 hold one, in a tie of three answers.
+    assert abs(cons_at_k(votes, right, 3, seed=3) - (80 + 36 / 3) / 120) < 0.08
+    assert cons_at_k(votes, right, 9) == 1.0 == cons_at_k(votes, right, 10)
+    with pytest.raises(ValueError, match="cons@11"):
+        cons_at_k(votes, right, 11)
+
+
+def simulated(rng, problems, samples, gain=0.0):
+    """Mean accuracy by problem of two models, the second `gain` better; problems differ much in difficulty."""
+    chance = rng.beta(0.5, 0.5, problems)
+    return tuple(rng.binomial(samples, np.clip(chance + more, 0, 1)) / samples for more in (0.0, gain)), chance
+
+
+def test_intervals_cover_what_they_say():
+    """Of 400 simulated evaluations 93 to 97 % have the true accuracy (0.5) in their 95 % interval."""
+    rng = np.random.default_rng(5)
+    inside = 0
+    for trial in range(400):
+        (scores, _), _ = simulated(rng, 150, 4)
+        (interval,) = bootstrap_means([scores[:, None]], 400, trial)
+        inside += interval.low <= 0.5 <= interval.high
+    assert 0.93 <= inside / 400 <= 0.97
+
+
+def test_a_paired_interval_sees_what_an_unpaired_one_does_not():
+    """Two to three points between two models on 167 problems of 16 samples (a four-month window of LiveCodeBench)."""
+    rng = np.random.default_rng(0)
+    seen, narrower = np.zeros(2), []
+    for trial in range(20):
+        (base, better), _ = simulated(rng, 167, 16, 0.045)
+        group = np.stack([better, base, better, base], axis=1)
+        paired = paired_difference([group], resamples=500, flips=500, seed=trial)
+        unpaired = unpaired_difference(better, base, resamples=500, seed=trial)
+        assert paired.difference.value == pytest.approx(unpaired.value)
+        seen += [paired.difference.low > 0, unpaired.low > 0]
+        narrower.append((unpaired.high - unpaired.low) / (paired.difference.high - paired.difference.low))
+    assert seen[0] >= 15 and seen[1] <= 2
+    assert min(narrower) > 3 and max(narrower) < 7

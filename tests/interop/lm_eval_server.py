@@ -141,7 +141,8 @@ def run_lm_eval(python: Path, address: str, model: Path, folder: Path) -> None:
 
 def samples_of(folder: Path, task: str) -> list[dict[str, Any]]:
     (found,) = (folder / "out").rglob(f"samples_{task}_*.jsonl")
-    rows = [json.loads(line) for line in found.read_text(encoding="utf-8").splitlines()]
+    # Not splitlines: a model writes characters that it takes for line ends.
+    rows = [json.loads(line) for line in found.read_text(encoding="utf-8").split("\n") if line]
     return sorted(rows, key=lambda row: row["doc_id"])
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
+from wandb_records import records
 
 from core_model.errors import InputError
 from recipes.atomic import sha256_artefact, write_text
@@ -224,12 +225,10 @@ def test_wandb_gets_the_same_offline_and_one_run_over_a_resume(tmp_run, monkeypa
     again = open_run(tmp_run, group="nano")
     again.log(2, {"loss": 0.0625})
     again.complete({})
-    files = sorted((tmp_run / "wandb").glob(f"offline-run-*/run-{run.provenance['wandb_run_id']}.wandb"))
-    assert files
-    text = b"".join(file.read_bytes() for file in files)
-    assert b"0.0625" in text
-    assert b"nano" in text
-    assert b"trivium" in text
+    kept = records(tmp_run)
+    assert any(item.value_json == "0.0625" for record in kept for item in record.history.item)
+    about = {(record.run.run_id, record.run.run_group, record.run.project) for record in kept if record.HasField("run")}
+    assert about == {(run.provenance["wandb_run_id"], "nano", "trivium")}
     assert capfd.readouterr() == ("", "")
 
 

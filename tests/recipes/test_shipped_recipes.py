@@ -12,6 +12,7 @@ import yaml
 from recipes.catalogue import check_file, find_recipes, first_comment
 from recipes.loader import read_yaml, stage_schema
 from recipes.schema import dotted_keys
+from recipes.sweep import is_sweep
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
@@ -19,6 +20,8 @@ FILES = sorted(RECIPES.rglob("*.yaml"))
 
 def tables_of(path: Path) -> set[str]:
     """The keys that hold a table, such as numbers by family: one comment describes all its entries."""
+    if is_sweep(path):
+        return set()
     data, source = read_yaml(path)
     if "stage" not in data:
         return {

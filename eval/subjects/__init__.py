@@ -1,0 +1,1 @@
+"""What is evaluated: our own models, any of transformers', an endpoint, answers that are there already."""

@@ -1,0 +1,115 @@
+"""Tasks without a written answer: the likeliest of several choices, or how well running text is predicted."""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from core_model.errors import InputError
+from eval.tasks.family import Judgement, ask
+from eval.tasks.rows_file import Row, RowsTask, read_rows_of, row_id, text_of, texts_of
+from eval.tasks.task import Task
+from recipes.rows import Problem
+from recipes.schema import InputPath
+
+
+class ChoiceTask(Task):
+    """Multiple choice. The model continues `text(problem)` with each of the choices; the likeliest is its answer.
+
+    A problem's `verification_info` holds `choices`, the continuations as they follow the text (their leading space
+    included), and `answer`, the index of the right one.
+    """
+
+    kind: ClassVar[Literal["answers", "choices", "text"]] = "choices"
+
+    def judge(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[Judgement]:
+        raise TypeError("choices are not judged as text")
+
+    def best_constant(self, problems: Sequence[Problem]) -> tuple[str, float] | None:
+        """Always the same place among the choices."""
+        (place, times), *_ = Counter(int(problem.verification_info["answer"]) for problem in problems).most_common(1)
+        return f"choice {place + 1}", times / len(problems)
+
+
+class RowsChoiceTask(ChoiceTask, RowsTask):
+    """Multiple choice whose problems are rows, with `shots` solved ones before each."""
+
+    shots: int = Field(default=0, ge=0, description="solved problems before each")
+    shots_path: InputPath | None = Field(default=None, description="rows to show; they are not asked")
+
+    @abstractmethod
+    def question(self, row: Row, place: str) -> str:
+        """The text that the choices follow."""
+
+    def choices(self, row: Row, place: str) -> list[str]:
+        """The continuations, each with what sets it off from the question."""
+        return [" " + choice for choice in texts_of(row, place, ["choices", "options"])]
+
+    def right(self, row: Row, place: str) -> int:
+        """The index of the right one: as a number, a letter, or a label of the row's own.
+
+        Raises:
+            InputError: there is none.
+        """
+        given = text_of(row, place, ["answer", "label", "answerKey", "expected_index"])
+        labels = row["choices"]["label"] if isinstance(row.get("choices"), dict) else None
+        found = list(labels).index(given) if labels and given in labels else _index(given)
+        count = len(self.choices(row, place))
+        if found is None or not 0 <= found < count:
+            raise InputError(place, where="answer", expected=f"one of {count} choices", found=repr(given))
+        return found
+
+    def problems(self) -> list[Problem]:
+        shown = self._shown()
+        found = []
+        for number, (place, row) in enumerate(self.rows()):
+            right = self.right(row, place)
+            found.append(
+                Problem(
+                    id=row_id(row, place, number),
+                    source="choice",
+                    domain="knowledge",
+                    messages=ask(shown + self.question(row, place)),
+                    verifier="choice",
+                    verification_info={"choices": self.choices(row, place), "answer": right},
+                    difficulty=row.get("subject") if isinstance(row.get("subject"), str) else None,
+                )
+            )
+        return found
+
+    def text(self, problem: Problem) -> str:
+        return problem.messages[-1].content
+
+    def _shown(self) -> str:
+        """Solved problems, an empty line after each."""
+        if self.shots == 0:
+            return ""
+        if self.shots_path is None:
+            raise InputError("task", where="shots_path", expected=f"rows for {self.shots} shots", found="none")
+        rows = list(itertools.islice(read_rows_of(self.shots_path), self.shots))
+        if len(rows) < self.shots:
+            raise InputError(self.shots_path, where="shots", expected=f"{self.shots} rows", found=str(len(rows)))
+        return "".join(
+            self.question(row, place) + self.choices(row, place)[self.right(row, place)] + "\n\n" for place, row in rows
+        )
+
+
+def _index(text: str) -> int | None:
+    """Of "2", or of "C"."""
+    if text.lstrip("-").isdigit():
+        return int(text)
+    return ord(text) - ord("A") if len(text) == 1 and text.isalpha() and text.isupper() else None
+
+
+class TextTask(Task):
+    """Running text, measured in bits per byte. A problem's `verification_info` holds `text`."""
+
+    kind: ClassVar[Literal["answers", "choices", "text"]] = "text"
+
+    def judge(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[Judgement]:
+        raise TypeError("running text has no answers")

@@ -1,0 +1,73 @@
+"""LiveCodeBench: contest problems with dates (Jain et al., 2024), from its own JSONL files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from core_model.errors import InputError
+from eval.judge.case import Case
+from eval.judge.extract import extract, get_policy
+from eval.tasks import livecodebench as lcb
+from eval.tasks.family import Judgement, ask
+from eval.tasks.lcb_prompts import PROMPTS, official_prompt
+from eval.tasks.programs import judge_cases
+from eval.tasks.task import Mode, Task
+from recipes.rows import Message, Problem
+from recipes.schema import InputPath
+
+
+class LiveCodeBench(Task):
+    """Contest problems of a date window, with chains of thought or directly."""
+
+    needs_judge: ClassVar[bool] = True
+    base_stop: ClassVar[tuple[str, ...]] = ("\n### ", "\n```\n")
+
+    files: tuple[InputPath, ...] = Field(default=(), description="its JSONL files")
+    folder: InputPath | None = Field(default=None, description="or the folder they lie in, with a release")
+    release: str | None = Field(default=None, description="such as release_v5, v5 or v4_v5")
+    window: str | None = Field(default=None, description="first and last day (inclusive), 2024-08-01..2024-11-30")
+    errata: Literal["keep", "drop"] = Field(default="keep", description="problems known to be wrong")
+    prompt: Literal["cot", "direct", "official"] = Field(
+        default="cot", description="ours with or without a chain of thought; that of an installed nvidia-livecodebench"
+    )
+    verdicts: Literal["strict", "lcb-compat"] = Field(default="strict", description="docs/judge.md, two modes")
+    extraction: str = Field(default="strict", description="how the program is found: strict, lcb-last-pair, lcb-base")
+
+    @field_validator("extraction")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        try:
+            return get_policy(name).id
+        except InputError as error:
+            raise ValueError(str(error)) from error
+
+    def problems(self) -> list[Problem]:
+        window = None if self.window is None else lcb.Window.of(self.window)
+        if (self.release is None) != (self.folder is None) or bool(self.files) == (self.folder is not None):
+            found = f"files {len(self.files)}, folder {self.folder}, release {self.release}"
+            raise InputError("task livecodebench", expected="files, or a folder and a release", found=found)
+        if self.folder is not None and self.release is not None:
+            records = lcb.read_release(self.folder, self.release, window)
+        else:
+            keep = None if window is None else window.holds
+            records = [record for path in self.files for record in lcb.iter_records(path, keep_date=keep)]
+        return [lcb.to_problem(record) for record in lcb.split_errata(records, self.errata)[0]]
+
+    def messages(self, problem: Problem, mode: Mode) -> list[Message]:
+        if self.prompt == "official":
+            return official_prompt(problem)
+        return ask(PROMPTS[self.prompt].fill(problem))
+
+    def text(self, problem: Problem) -> str:
+        return PROMPTS["direct"].fill(problem) + "\n\n```python\n"
+
+    def judge(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[Judgement]:
+        programs = [extract(answer, self.extraction).code if "```" in answer else answer for answer in answers]
+        cases = [
+            Case(program, *lcb.to_cases(problem)) if program.strip() else None
+            for problem, program in zip(problems, programs, strict=True)
+        ]
+        return judge_cases(cases, self.verdicts)
