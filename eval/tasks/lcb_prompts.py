@@ -5,9 +5,11 @@ V3's prompts for LiveCodeBench were never published.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 from core_model.errors import InputError
 from recipes.rows import Message, Problem
@@ -48,23 +50,40 @@ PROMPTS = {
 
 
 def official_prompt(problem: Problem) -> list[Message]:
-    """What the official runner sends to a chat model, from the installed package.
+    """What the official runner sends to a chat model (its style OpenAIChat), from the installed package.
 
     Raises:
-        InputError: `nvidia-livecodebench` is not installed.
+        InputError: `nvidia-livecodebench` is not installed, or its prompts cannot be imported.
     """
-    try:
-        from livecodebench.prompts.code_generation import PromptConstants, get_generic_question_template_answer
-    except ImportError as error:
-        raise InputError(
-            "task livecodebench", where="prompt", expected="an installed nvidia-livecodebench (make bench installs it)",
-            found=str(error),
-        ) from error  # fmt: skip
-    question: Any = SimpleNamespace(
+    official = _imported(_official_file())
+    question = SimpleNamespace(
         question_content=problem.messages[-1].content,
         starter_code=problem.verification_info.get("starter_code", ""),
     )
-    return [
-        Message(role="system", content=PromptConstants.SYSTEM_MESSAGE_GENERIC),
-        Message(role="user", content=get_generic_question_template_answer(question)),
-    ]
+    written = official.format_prompt_generation(question, official.LMStyle.OpenAIChat)
+    return [Message(role=one["role"], content=one["content"]) for one in written]
+
+
+def _official_file() -> Path:
+    found = importlib.util.find_spec("livecodebench")
+    for folder in (found.submodule_search_locations if found is not None else None) or ():
+        if (path := Path(folder) / "prompts" / "code_generation.py").is_file():
+            return path
+    raise InputError(
+        "task livecodebench", where="prompt", expected="an installed nvidia-livecodebench (make bench installs it)",
+        found="no such package",
+    )  # fmt: skip
+
+
+@functools.cache
+def _imported(path: Path) -> ModuleType:
+    """The module alone: its package imports the clients of many services, which `pip install --no-deps` leaves out."""
+    spec = importlib.util.spec_from_file_location("livecodebench_official_prompts", path)
+    assert spec is not None and spec.loader is not None  # for a .py file there is one
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever its imports raise
+        found = f"{type(error).__name__}: {error}"
+        raise InputError(path, where="prompt", expected="a module that can be imported", found=found) from error
+    return module

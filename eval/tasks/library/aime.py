@@ -6,7 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from core_model.errors import InputError
 from eval.tasks.maths import MathsTask
+from eval.tasks.rows_file import Row
 
 
 class AIME(MathsTask):
@@ -15,3 +17,9 @@ class AIME(MathsTask):
     unboxed: Literal["whole", "last_number", "no_answer"] = Field(
         default="no_answer", description="an answer without a box counts as itself, as its last number, as none"
     )
+
+    def gold(self, row: Row, place: str) -> str:
+        gold = super().gold(row, place).strip()
+        if not (gold.isascii() and gold.isdigit() and len(gold) <= 3):
+            raise InputError(place, where="answer", expected="a whole number from 0 to 999", found=repr(gold[:80]))
+        return gold

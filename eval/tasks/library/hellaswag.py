@@ -9,7 +9,10 @@ from eval.tasks.rows_file import Row, text_of, texts_of
 
 
 class HellaSwag(RowsChoiceTask):
-    """Which of four endings follows; rows {activity_label, ctx, endings, label}, text cleaned as lm-eval does."""
+    """Which of four endings follows; rows {activity_label, ctx, endings, label}. V3: 10 shots.
+
+    Text and its cleaning as in lm-eval's hellaswag.
+    """
 
     def question(self, row: Row, place: str) -> str:
         return _clean(f"{text_of(row, place, ['activity_label'])}: {_context(row, place)}")
@@ -19,8 +22,8 @@ class HellaSwag(RowsChoiceTask):
 
 
 def _context(row: Row, place: str) -> str:
-    if "ctx_a" in row:
-        return f"{row['ctx_a']} {str(row.get('ctx_b', '')).capitalize()}"
+    if isinstance(row.get("ctx_a"), str):
+        return f"{row['ctx_a']} {str(row.get('ctx_b') or '').capitalize()}"
     return text_of(row, place, ["ctx"])
 
 

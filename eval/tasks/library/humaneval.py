@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,7 +15,7 @@ from recipes.rows import Problem
 
 
 class HumanEval(Task):
-    """Complete 164 Python functions; a chat model answers with the whole function in a block."""
+    """Complete 164 Python functions; a chat model answers with the whole function in a block. V3: 0 shots."""
 
     needs_judge: ClassVar[bool] = True
     base_stop: ClassVar[tuple[str, ...]] = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\n```")
@@ -26,7 +27,10 @@ class HumanEval(Task):
         return str(problem.verification_info["starter_code"])
 
     def judge(self, problems: Sequence[Problem], answers: Sequence[str]) -> list[Judgement]:
-        programs = [extract(answer).code if "```" in answer else answer for answer in answers]
+        programs = [
+            _program(answer, problem.verification_info["entry"])
+            for problem, answer in zip(problems, answers, strict=True)
+        ]
         return judge_cases(
             [
                 humaneval.to_case(problem, program) if program.strip() else None
@@ -36,3 +40,13 @@ class HumanEval(Task):
 
     def reference(self, problem: Problem) -> str | None:
         return str(problem.verification_info["reference"])
+
+
+def _program(answer: str, entry: str) -> str:
+    """The fenced block; without one, a function's body (indented, as a base model continues it) or whole function."""
+    answer = answer.encode(errors="replace").decode()  # half a surrogate pair, from a server's JSON, has no sha256
+    found = extract(answer)
+    if found.code.strip() or found.truncated:
+        return found.code
+    first = next((line for line in answer.splitlines() if line.strip()), "")
+    return answer if first[:1].isspace() or re.search(rf"^def {entry}\b", answer, re.MULTILINE) else ""
