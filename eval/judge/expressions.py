@@ -24,6 +24,7 @@ FRACTIONS = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 FONTS = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox)\s*\{([^{}]*)\}")
 DEGREES = re.compile(r"\^\s*\\circ|\^\s*\{\s*\\circ\s*\}|\\degree|°|(?<=\d)\s*degrees?$")
 PERCENT = re.compile(r"\\%|\s*\bpercent\b|％")
+THIN = re.compile(r"(?<=\d)\\[,!](?=\d{3}(?!\d))")  # spaces that set thousands off
 THOUSANDS = re.compile(r"(?<![\d.])\d{1,3}(?:(?:,|\{,\})\d{3})+(?![\d,])")
 
 NATURAL = r"(?:\d+)"
@@ -84,7 +85,7 @@ def normalise(text: str) -> str:
     """An answer in one spelling: no dollar signs, size commands, fonts, degrees, thousands separators or final full
     stop; ASCII minus and fractions; `%` for every percent sign; leading plus and zeros dropped."""
     text = "".join(_plain_character(character) for character in text)
-    text = SPACES.sub(" ", COMMANDS.sub("", text)).replace("\\$", "").replace("$", "").strip()
+    text = SPACES.sub(" ", COMMANDS.sub("", THIN.sub("", text))).replace("\\$", "").replace("$", "").strip()
     for left, right in (("\\(", "\\)"), ("\\[", "\\]")):
         text = text.removeprefix(left).removesuffix(right).strip()
     text = FRACTIONS.sub(r"\\frac", text)

@@ -5,6 +5,7 @@ One call makes one sample: so usage is a sample's own, and a lost call costs one
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -213,10 +214,17 @@ class EndpointSubject(Subject):
         if response.status_code != 200:
             raise InputError(url, expected="status 200", found=f"{response.status_code}: {response.text[:300]}")
         try:
-            return _Reply.model_validate_json(response.content)
+            return _Reply.model_validate(json.loads(response.content))
         except ValidationError as error:
             first = error.errors()[0]
             raise _TryAgain(f"a malformed reply: {'.'.join(map(str, first['loc']))} {first['msg']}") from error
+        except (ValueError, RecursionError) as error:
+            raise _TryAgain(f"a reply that is no JSON: {error}") from error
+
+
+def whole(text: str) -> str:
+    """The text without halves of surrogate pairs, which no file takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _retry_after(response: httpx.Response) -> float:
@@ -244,6 +252,8 @@ def _taken_apart(ask: Ask, reply: _Reply) -> Answer:
             reasoning = thought.strip().removeprefix(OPEN).strip("\n")
         elif reasoning is not None:
             text = f"{OPEN}{reasoning}{CLOSE}{answer}"
+    text, answer = whole(text), whole(answer)
+    reasoning = None if reasoning is None else whole(reasoning)
     details = usage.completion_tokens_details
     # A server that counts only the whole: the thought's part by its share of the characters.
     share = len(reasoning or "") / max(1, len(reasoning or "") + len(answer))

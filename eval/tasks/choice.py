@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Sequence
@@ -57,8 +58,9 @@ class RowsChoiceTask(ChoiceTask, RowsTask):
             InputError: there is none.
         """
         given = text_of(row, place, ["answer", "label", "answerKey", "expected_index"])
-        labels = row["choices"]["label"] if isinstance(row.get("choices"), dict) else None
-        found = list(labels).index(given) if labels and given in labels else _index(given)
+        choices = row.get("choices")
+        labels = choices.get("label") if isinstance(choices, dict) else None
+        found = labels.index(given) if isinstance(labels, list) and given in labels else _index(given)
         count = len(self.choices(row, place))
         if found is None or not 0 <= found < count:
             raise InputError(place, where="answer", expected=f"one of {count} choices", found=repr(given))
@@ -101,9 +103,9 @@ class RowsChoiceTask(ChoiceTask, RowsTask):
 
 def _index(text: str) -> int | None:
     """Of "2", or of "C"."""
-    if text.lstrip("-").isdigit():
+    if re.fullmatch(r"-?[0-9]{1,9}", text):
         return int(text)
-    return ord(text) - ord("A") if len(text) == 1 and text.isalpha() and text.isupper() else None
+    return ord(text) - ord("A") if re.fullmatch(r"[A-Z]", text) else None
 
 
 class TextTask(Task):

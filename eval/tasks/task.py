@@ -197,6 +197,8 @@ def _only_task(module: Any, where: str) -> type[Task]:
 
 
 def _source_sha256(kind: type[Task]) -> str:
-    """Of every file that a class of the task comes from, its bases' too: a changed verifier judges anew."""
-    files = sorted({inspect.getfile(base) for base in kind.__mro__ if issubclass(base, Task)})
-    return sha256_of([hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files])
+    """Of every file that a class of the task comes from, and of what tasks share: a changed verifier judges anew."""
+    files = {inspect.getfile(base) for base in kind.__mro__ if issubclass(base, Task)}
+    here = Path(__file__).parent
+    files |= {str(path) for pattern in ("*.py", "livecodebench/*.py") for path in here.glob(pattern)}
+    return sha256_of(sorted(hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files))

@@ -96,7 +96,7 @@ def server() -> Iterator[FaultyServer]:
 
 
 def subject_at(server: FaultyServer, **settings: Any) -> EndpointSubject:
-    fast = {"timeout": 0.25, "first_wait": 0.001, "attempts": 40, "concurrency": 16}
+    fast = {"timeout": 0.25, "first_wait": 0.001, "attempts": 12, "concurrency": 16}
     return EndpointSubject("remote", EndpointRecipe(url=server.url, model="m", **(fast | settings)))
 
 
@@ -177,3 +177,18 @@ def test_a_refusal_is_not_tried_again(status, tmp_path):
     assert server.seen["refused"] == 1
     server.shutdown()
     server.server_close()
+
+
+def test_half_a_surrogate_pair_does_not_stop_the_journal(server, tmp_path, monkeypatch):
+    server.faulty = False
+    monkeypatch.setattr(_Handler, "_send", lambda self, status, content, headers, declared=None: _sent(self, content))
+    (row,) = run(part_of(subject_at(server), 1, 1), tmp_path)
+    assert row.answer.startswith("\ufffd") and "answer" in row.answer
+
+
+def _sent(handler: _Handler, content: bytes) -> None:
+    content = content.replace(b'"answer ', b'"\\ud800 answer ')
+    handler.send_response(200)
+    handler.send_header("content-length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)

@@ -223,7 +223,7 @@ def test_multiple_choice(name, tmp_path):
     assert shown.text(problem) == 2 * f"{text}{choices[right]}\n\n" + text
 
 
-@pytest.mark.parametrize("answer", ["5", "E", "-1", "x", ""])
+@pytest.mark.parametrize("answer", ["5", "E", "-1", "x", "", "--1", "\u00b2"])
 def test_a_right_choice_that_is_none_is_said(answer, tmp_path):
     rows = [{"question": "?", "choices": ["a", "b"], "answer": answer}]
     with pytest.raises(InputError, match="one of 2 choices"):

@@ -285,3 +285,10 @@ def test_a_child_that_cannot_start_is_an_infrastructure_error(monkeypatch: pytes
             MathVerifier(seconds=unfit)
         with pytest.raises(ValueError, match="1 or more"):
             MathVerifier(workers=unfit)
+
+
+def test_thin_spaces_set_thousands_off() -> None:
+    with MathVerifier() as verifier:
+        assert verifier.verify("1234567", "\\boxed{1\\,234\\,567}").verdict is Verdict.CORRECT
+        assert verifier.verify("1234", "\\boxed{1\\!234}").verdict is Verdict.CORRECT
+        assert verifier.verify("12", "\\boxed{1\\,2}").verdict is not Verdict.CORRECT
