@@ -269,6 +269,32 @@ def test_the_page_needs_no_other_file(run):
         assert (title in page) == (title != "unjudged")
 
 
+def test_truncation_stands_at_the_top_of_the_page(asked):
+    """A fifth of the answers cut off: said before the first table, with what accuracy could be."""
+    rows = [
+        sample(problem, verdict=Verdict.TRUNCATED if index % 5 == 0 else Verdict.CORRECT)
+        for index, problem in enumerate(asked)
+    ]
+    report = score(make_recipe(models=("a",)), Samples(asked, {"a": rows}))
+    page = render_page(report, [], {})
+    warning = "20.0 % of answers were cut off at the limit; accuracy lies between 80.0 and 100.0 %"
+    assert warning in page and page.index(warning) < page.index("<table")
+
+
+def test_two_tasks_may_have_problems_of_one_id(asked):
+    """As the same contest problems asked with and without a chain of thought."""
+    twice = [problem.model_copy(update={"source": name}) for name in ("cot", "direct") for problem in asked[:40]]
+    rows = [
+        sample(problem, verdict=Verdict.CORRECT if problem.source == "cot" else Verdict.WRONG_ANSWER)
+        for problem in twice
+    ]
+    tasks = {name: {"task": "gcd", "count": 40} for name in ("cot", "direct")}
+    report = score(make_recipe(models=("a",), tasks=tasks), Samples(twice, {"a": rows}))
+    found = report["models"]["a"]["tasks"]
+    assert (found["cot"]["accuracy"]["value"], found["direct"]["accuracy"]["value"]) == (1.0, 0.0)
+    assert report["models"]["a"]["macro"]["accuracy"]["value"] == 0.5
+
+
 def test_figures_say_what_they_show(run, asked):
     report = json.loads((run / "report.json").read_text())
     needle = {"lengths": [256, 2048], "depths": [0.0, 1.0], "documents_per_cell": 1}
