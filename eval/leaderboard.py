@@ -174,6 +174,7 @@ def table(rows: Sequence[Ranked]) -> tuple[list[str], list[list[str]]]:
 def _print(suites: dict[str, list[Ranked]]) -> None:
     from rich import box
     from rich.markup import escape
+    from rich.measure import Measurement
     from rich.table import Table
 
     from eval.tables import default_console
@@ -181,12 +182,19 @@ def _print(suites: dict[str, list[Ranked]]) -> None:
     console = default_console()
     for suite, rows in suites.items():
         headings, cells = table(rows)
-        shown = Table(title=f"Suite {suite[:12]}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for heading in headings:
-            words = heading in ("model", "run")
-            shown.add_column(escape(heading.replace("_", "\n")), justify="left" if words else "right", overflow="fold")
-        for line in cells:
-            shown.add_row(*map(escape, line))
+        # Tasks' columns where there is room; files have them always.
+        for count in (len(headings), len(HEADINGS)):
+            shown = Table(title=f"Suite {suite[:12]}", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+            for heading in headings[:count]:
+                words = heading in ("model", "run")
+                lines = heading.replace("_", "\n").replace(" ", "\n")
+                shown.add_column(
+                    escape(lines), justify="left" if words else "right", overflow="fold", no_wrap=not words
+                )
+            for line in cells:
+                shown.add_row(*map(escape, line[:count]))
+            if Measurement.get(console, console.options.update(max_width=10_000), shown).maximum <= console.width:
+                break
         console.print(shown)
     if len(suites) > 1:
         console.print(f"{len(suites)} suites: other problems, prompts or sampling; not ranked against each other")
