@@ -26,6 +26,7 @@ class Documents:
         none).
     slot_BT: for each token its place in the groups laid end to end, flattened; the first place for tokens of no
         document.
+    token_X, end_N: the tokens of the documents one after the other, and where each document's end; int32.
     id_BT: the document of each token, -1 for padding.
     real_BT: which tokens are not padding, bool; None when all are. Found once a batch, since the question makes a
         device wait.
@@ -33,6 +34,8 @@ class Documents:
 
     gathers: tuple[Tensor, ...]
     slot_BT: Tensor
+    token_X: Tensor
+    end_N: Tensor
     id_BT: Tensor
     real_BT: Tensor | None
 
@@ -102,4 +105,5 @@ def find_documents(
     slots[tokens] = places
     groups = tuple(gather[start : start + count * longest].view(count, longest) for start, count, longest in gathers)
     real = ids >= 0 if len(tokens) < len(flat) else None
-    return Documents(groups, slots.view(shape), ids, real)
+    ends = lengths.cumsum(0).to(torch.int32)
+    return Documents(groups, slots.view(shape), tokens.to(torch.int32), ends, ids, real)

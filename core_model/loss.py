@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core_model.native import training
+
 IGNORE = -100
 CHUNK = 1024  # tokens whose logits exist at once
 
@@ -20,6 +22,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, chunk: int) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
+        ctx.weight_dtype = weight_WD.dtype
+        if training.serves_loss(hidden_ND, weight_WD):
+            dhidden = torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if need_hidden else None
+            dweight = torch.empty_like(weight_WD) if need_weight else None
+            loss = training.cross_entropy(hidden_ND, weight_WD, labels_N, dhidden, dweight)
+            ctx.save_for_backward(dhidden, dweight)
+            return hidden_ND.new_tensor(loss, dtype=torch.float32)
+        weight_WD = weight_WD.to(hidden_ND.dtype)
         dhidden = torch.empty_like(hidden_ND) if need_hidden else None
         dweight = torch.zeros_like(weight_WD, dtype=torch.float32) if need_weight else None
         total = hidden_ND.new_zeros((), dtype=torch.float32)
@@ -37,7 +47,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if dweight is not None:
                     dweight += dlogits.T @ hidden_ND[part]
         ctx.save_for_backward(dhidden, dweight)
-        ctx.weight_dtype = weight_WD.dtype
         return total
 
     @staticmethod
@@ -66,7 +75,7 @@ def cross_entropy_sum(hidden: Tensor, weight_WD: Tensor, labels: Tensor, chunk: 
     kept = (labels_N != IGNORE).nonzero().squeeze(1)
     if len(kept) < len(labels_N):
         hidden_ND, labels_N = hidden_ND.index_select(0, kept), labels_N.index_select(0, kept)
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_WD.to(hidden_ND.dtype), labels_N, chunk)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk)
 
 
 @torch.no_grad()

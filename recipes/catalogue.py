@@ -78,10 +78,11 @@ def first_comment(path: Path) -> str:
 
 
 def print_doctor() -> None:
-    """Versions, cores, memory, disk, accelerator, and what decodes on CPU."""
+    """Versions, cores, memory, disk, accelerator, and what the CPU runs in."""
     import torch
 
-    from core_model.generation.native import reason_against
+    from core_model import native
+    from core_model.native import training
     from recipes.provenance import git_state, hardware, versions
 
     machine = hardware()
@@ -93,8 +94,8 @@ def print_doctor() -> None:
     found = machine["accelerator"]
     table.add_row("accelerator", "none: the CPU is used" if found is None else f"{found['count']} x {found['kind']}")
     table.add_row("instruction set", torch.backends.cpu.get_cpu_capability())
-    reason = reason_against()
-    table.add_row("decoding", "compiled code" if reason is None else f"PyTorch's operations: {reason}")
+    for what, reason in (("decoding", native.reason_against("decode")), ("training", training.reason_against())):
+        table.add_row(what, "compiled code" if reason is None else f"PyTorch's operations: {reason}")
     table.add_row("code", str(git_state()["commit"] or "not a git checkout"))
     for name, version in versions().items():
         table.add_row(name, version or "not installed")

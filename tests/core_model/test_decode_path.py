@@ -9,7 +9,8 @@ import torch
 from reference import YARN_TINY, random_model, random_tokens, relative_difference, tiny_config
 
 from core_model.cache import LatentCache
-from core_model.generation import Engine, SamplingParams, decode, native
+from core_model import native
+from core_model.generation import Engine, SamplingParams, decode
 from core_model.generation.decode import DecodePath
 
 CLOSE = 1e-5
@@ -28,7 +29,7 @@ CONFIGURATIONS = {
 def code(request, monkeypatch) -> str:
     """What the layers run in. A compiler that is there has to make the one, whatever machine this is."""
     if request.param == "operations":
-        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(native, "library", lambda name: None)
     elif shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("no C++ compiler")
     return request.param
@@ -61,7 +62,7 @@ def rows_of(tokens, lengths, width, shift=0) -> torch.Tensor:
 @pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
 def test_states_routing_and_drafts_are_those_of_a_plain_forward(changes, way, lengths, width, monkeypatch):
     if way != "compiled":
-        monkeypatch.setattr(native, "library", lambda: None)
+        monkeypatch.setattr(native, "library", lambda name: None)
     if way == "chosen experts":
         monkeypatch.setattr(decode, "DENSE_WORK", 0)
     model = random_model(tiny_config(**changes))
@@ -84,7 +85,7 @@ def test_states_routing_and_drafts_are_those_of_a_plain_forward(changes, way, le
 
 
 def test_small_experts_are_computed_for_all_and_large_ones_are_not(monkeypatch):
-    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "library", lambda name: None)
     model = random_model(tiny_config())
     called = []
     for layer in model.model.layers[1:]:

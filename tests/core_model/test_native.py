@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import random_model, random_tokens, relative_difference, tiny_config
 
+from core_model import native
 from core_model.cache import LatentCache
-from core_model.generation import Engine, SamplingParams, native
+from core_model.generation import Engine, SamplingParams, compiled
 from core_model.generation.decode import DecodePath
-from core_model.generation.native import PANEL, CompiledLayers, CompiledLinear
+from core_model.generation.compiled import PANEL, CompiledLayers, CompiledLinear
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 FAR = 2500  # positions: several stretches
@@ -26,7 +27,7 @@ def paths(model, monkeypatch) -> tuple[DecodePath, DecodePath]:
     """The model in compiled code, and in operations."""
     compiled = DecodePath(model, torch.float32)
     with monkeypatch.context() as patch:
-        patch.setattr(native, "library", lambda: None)
+        patch.setattr(native, "library", lambda name: None)
         return compiled, DecodePath(model, torch.float32)
 
 
@@ -54,9 +55,7 @@ def test_products(rows, depth, width):
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "changes", [{}, {"n_routed_experts": 40, "n_group": 8, "topk_group": 3, "num_experts_per_tok": 6}]
-)
+@pytest.mark.parametrize("changes", [{}, MANY_EXPERTS])
 def test_far_into_a_long_past(changes, monkeypatch):
     """Positions are summed up in stretches and blocks; rows end at different places of both."""
     config = tiny_config(max_position_embeddings=FAR + 8, **changes)
@@ -115,7 +114,7 @@ def test_what_does_not_fit_is_refused():
 def test_other_dtypes_and_large_models_take_operations(monkeypatch):
     layers, norm = random_model(tiny_config()).model.main_layers(), random_model(tiny_config()).model.norm
     assert CompiledLayers.of(layers, norm, torch.bfloat16) is None
-    monkeypatch.setattr(native, "MOST_WEIGHTS", 10)
+    monkeypatch.setattr(compiled, "MOST_WEIGHTS", 10)
     assert CompiledLayers.of(layers, norm, torch.float32) is None
 
 
@@ -130,7 +129,7 @@ def fresh(monkeypatch, tmp_path):
 
 @needs_compiler
 def test_it_is_compiled_once(fresh, monkeypatch):
-    assert native.library() is not None
+    assert native.library("decode") is not None
     (made,) = fresh.iterdir()
     assert made.suffix == ".so"
     native._loaded.cache_clear()
@@ -141,7 +140,7 @@ def test_it_is_compiled_once(fresh, monkeypatch):
         return run(command, **more)
 
     monkeypatch.setattr(subprocess, "run", version_only)
-    assert native.library() is not None
+    assert native.library("decode") is not None
 
 
 @pytest.mark.parametrize("fault", ["no compiler", "no room", "a fault in the source", "turned off"])
@@ -155,11 +154,11 @@ def test_without_it_decoding_is_the_same(fault, fresh, monkeypatch, tmp_path, ca
     elif fault == "a fault in the source":
         broken = tmp_path / "decode.cpp"
         broken.write_text("int main( {")
-        monkeypatch.setattr(native, "SOURCE", broken)
+        monkeypatch.setattr(native, "SOURCES", tmp_path)
     else:
         monkeypatch.setenv("TRIVIUM_NATIVE", "0")
-    assert native.library() is None
-    assert ("decoding without compiled code" in caplog.text) == (fault != "turned off") and native.reason_against()
+    assert native.library("decode") is None
+    assert ("decode without compiled code" in caplog.text) == (fault != "turned off") and native.reason_against("decode")
     model, prompt = random_model(tiny_config()), [random_tokens(9).tolist()]
     params = SamplingParams(12, temperature=0.0)
     slow = Engine(model).generate(prompt, params)[0][0]

@@ -4,7 +4,7 @@
 // thread takes its rows through all the layers at once, so that a step is one call and waits for nobody. Sums run in one
 // order, whatever rows stand beside: a row's result does not depend on its batch, to the last bit.
 //
-// Weights are packed by core_model/generation/native: a matrix [O, K] as panels [ceil(O/32), K, 32], the last one padded
+// Weights are packed by core_model/generation/compiled.py: a matrix [O, K] as panels [ceil(O/32), K, 32], the last one padded
 // with zeros. Names: D model, H heads, N no-rope dim, R rope dim, V value dim, C kv latent, Q query latent, E experts.
 #include <algorithm>
 #include <cmath>
@@ -13,6 +13,9 @@
 #include <vector>
 
 #include <omp.h>
+
+#include "router.h"
+#include "vectors.h"
 
 namespace {
 
@@ -23,45 +26,6 @@ constexpr int BLOCK = 64;          // positions whose scores are held at once
 constexpr int64_t STRETCH = 1024;  // positions that are summed up by themselves, and can be by another thread
 constexpr int QUERIES = 4;         // that share what is read of the cache
 constexpr int AHEAD = 16;          // positions between what is read and what is fetched
-
-typedef float Vector __attribute__((vector_size(64), aligned(4)));
-typedef int32_t Words __attribute__((vector_size(64), aligned(4)));
-
-inline Vector load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-inline void store(float* to, Vector value) { *reinterpret_cast<Vector*>(to) = value; }
-
-inline float sum(Vector value) {
-  typedef float Half __attribute__((vector_size(32)));
-  typedef float Quarter __attribute__((vector_size(16)));
-  Half halves[2];
-  std::memcpy(halves, &value, sizeof halves);
-  halves[0] += halves[1];
-  Quarter quarters[2];
-  std::memcpy(quarters, &halves[0], sizeof quarters);
-  const Quarter four = quarters[0] + quarters[1];
-  return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
-// e^x, off by 2 units in the last place at most; below -87 as at -87.
-inline Vector exponential(Vector x) {
-  x = x < -87.0f ? Vector{} - 87.0f : x;
-  x = x > 88.0f ? Vector{} + 88.0f : x;
-  const float round = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers
-  const Vector whole = (x * 1.44269504f + round) - round;
-  const Vector rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  Vector power = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-  power = power * rest + 8.3334519073e-3f;
-  power = power * rest + 4.1665795894e-2f;
-  power = power * rest + 1.6666665459e-1f;
-  power = power * rest + 5.0000001201e-1f;
-  power = power * rest * rest + rest + 1.0f;
-  const Words exponent = (__builtin_convertvector(whole, Words) + 127) << 23;
-  Vector scale;
-  std::memcpy(&scale, &exponent, sizeof scale);
-  return power * scale;
-}
-
-inline Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
 
 template <int R>
 void tile(const float* x, int64_t x_stride, int depth, const float* panel, float* out, int64_t out_stride, int columns) {
@@ -153,10 +117,9 @@ struct Shape {
 struct Layer {
   const float *attention_norm, *down, *query_norm, *latent_norm, *queries, *up_k, *up_v, *out;  // up_k, up_v: or null
   const float *mlp_norm, *gate_up, *mlp_down;  // the dense feed-forward, or the shared experts
-  const float *gate, *bias, *expert_gate_up, *expert_down;
-  int32_t width;  // of the dense feed-forward
-  int32_t experts, chosen, groups, kept_groups, normalised, expert_width;  // experts: 0 in a dense layer
-  float scaling;
+  const float *gate, *expert_gate_up, *expert_down;
+  int32_t width, expert_width;  // width: of the dense feed-forward
+  Router router;                // experts: 0 in a dense layer
 };
 
 }  // extern "C"
@@ -216,12 +179,12 @@ class Worker {
       add(x);
       for (int i = 0; i < count_; i++) norm(x, i, layer.mlp_norm);
       dense(layer);
-      if (layer.experts) {
+      if (layer.router.experts) {
         const int64_t token = static_cast<int64_t>(first) * step_.tokens;
-        route(layer, step_.indices + routed + token * layer.chosen, step_.weights + routed + token * layer.chosen,
-              step_.scores + scored + token * layer.experts);
-        routed += step_.all * layer.chosen;
-        scored += step_.all * layer.experts;
+        route(layer, step_.indices + routed + token * layer.router.chosen, step_.weights + routed + token * layer.router.chosen,
+              step_.scores + scored + token * layer.router.experts);
+        routed += step_.all * layer.router.chosen;
+        scored += step_.all * layer.router.experts;
       }
       add(x);
     }
@@ -423,31 +386,31 @@ class Worker {
 
   // Choose experts for `normed_`, and add to `added_` what they give.
   void route(const Layer& layer, int64_t* indices, float* weights, float* scores) {
-    product(normed_.data(), shape_.dim, count_, shape_.dim, layer.gate, layer.experts, scores, layer.experts);
-    for (int64_t i = 0; i < static_cast<int64_t>(count_) * layer.experts; i += 16) {
+    product(normed_.data(), shape_.dim, count_, shape_.dim, layer.gate, layer.router.experts, scores, layer.router.experts);
+    for (int64_t i = 0; i < static_cast<int64_t>(count_) * layer.router.experts; i += 16) {
       float padded[16] = {};
-      const size_t some = std::min<int64_t>(16, static_cast<int64_t>(count_) * layer.experts - i) * sizeof(float);
+      const size_t some = std::min<int64_t>(16, static_cast<int64_t>(count_) * layer.router.experts - i) * sizeof(float);
       std::memcpy(padded, scores + i, some);
       store(padded, sigmoid(load(padded)));
       std::memcpy(scores + i, padded, some);
     }
     for (int i = 0; i < count_; i++) {
-      choose(layer, scores + static_cast<int64_t>(i) * layer.experts, indices + static_cast<int64_t>(i) * layer.chosen,
-             weights + static_cast<int64_t>(i) * layer.chosen);
+      choice_.choose(layer.router, scores + static_cast<int64_t>(i) * layer.router.experts, indices + static_cast<int64_t>(i) * layer.router.chosen,
+             weights + static_cast<int64_t>(i) * layer.router.chosen);
     }
     const int64_t up_size = packed_size(2 * layer.expert_width, shape_.dim);
     const int64_t down_size = packed_size(shape_.dim, layer.expert_width);
     gathered_.resize(static_cast<size_t>(count_) * shape_.dim);
     inner_.resize(static_cast<size_t>(count_) * 2 * layer.expert_width);
-    for (int expert = 0; expert < layer.experts; expert++) {
+    for (int expert = 0; expert < layer.router.experts; expert++) {
       places_.clear();
-      for (int i = 0; i < count_ * layer.chosen; i++)
+      for (int i = 0; i < count_ * layer.router.chosen; i++)
         if (indices[i] == expert) places_.push_back(i);
       const int some = static_cast<int>(places_.size());
       if (!some) continue;
       for (int i = 0; i < some; i++) {
         std::memcpy(&gathered_[static_cast<int64_t>(i) * shape_.dim],
-                    &normed_[static_cast<int64_t>(places_[i] / layer.chosen) * shape_.dim], shape_.dim * sizeof(float));
+                    &normed_[static_cast<int64_t>(places_[i] / layer.router.chosen) * shape_.dim], shape_.dim * sizeof(float));
       }
       product(gathered_.data(), shape_.dim, some, shape_.dim, layer.expert_gate_up + expert * up_size,
               2 * layer.expert_width, inner_.data(), 2 * layer.expert_width);
@@ -455,58 +418,11 @@ class Worker {
       product(inner_.data(), 2 * layer.expert_width, some, layer.expert_width, layer.expert_down + expert * down_size,
               shape_.dim, gathered_.data(), shape_.dim);
       for (int i = 0; i < some; i++) {
-        float* to = &added_[static_cast<int64_t>(places_[i] / layer.chosen) * shape_.dim];
+        float* to = &added_[static_cast<int64_t>(places_[i] / layer.router.chosen) * shape_.dim];
         const float* from = &gathered_[static_cast<int64_t>(i) * shape_.dim];
         for (int d = 0; d < shape_.dim; d++) to[d] += from[d] * weights[places_[i]];
       }
     }
-  }
-
-  // The experts of one token by biased score, within the groups whose two best sum highest; ties to the lower index.
-  void choose(const Layer& layer, const float* scores, int64_t* indices, float* weights) {
-    biased_.assign(scores, scores + layer.experts);
-    for (int e = 0; e < layer.experts; e++) biased_[e] += layer.bias[e];
-    if (layer.groups > 1) {
-      const int size = layer.experts / layer.groups;
-      group_.resize(layer.groups);
-      for (int g = 0; g < layer.groups; g++) {
-        float best = -INFINITY, second = -INFINITY;
-        for (int e = g * size; e < (g + 1) * size; e++) {
-          if (biased_[e] > best) {
-            second = best;
-            best = biased_[e];
-          } else if (biased_[e] > second) {
-            second = biased_[e];
-          }
-        }
-        group_[g] = best + second;
-      }
-      kept_.assign(layer.groups, 0);
-      for (int k = 0; k < layer.kept_groups; k++) kept_[largest(group_, kept_)] = 1;
-      for (int e = 0; e < layer.experts; e++)
-        if (!kept_[e / size]) biased_[e] = -INFINITY;
-    }
-    kept_.assign(layer.experts, 0);
-    float total = 0;
-    for (int k = 0; k < layer.chosen; k++) {
-      const int expert = largest(biased_, kept_);
-      kept_[expert] = 1;
-      indices[k] = expert;
-      weights[k] = scores[expert];
-      total += weights[k];
-    }
-    for (int k = 0; k < layer.chosen; k++) {
-      if (layer.normalised) weights[k] /= total + 1e-20f;
-      weights[k] *= layer.scaling;
-    }
-  }
-
-  // The place of the largest number that is not taken, the lowest of equal ones.
-  static int largest(const std::vector<float>& numbers, const std::vector<char>& taken) {
-    int best = -1;
-    for (size_t i = 0; i < numbers.size(); i++)
-      if (!taken[i] && (best < 0 || numbers[i] > numbers[best])) best = static_cast<int>(i);
-    return best;
   }
 
   static int64_t packed_size(int width, int depth) {
@@ -522,8 +438,8 @@ class Worker {
   const Shape& shape_;
   const int threads_;
   int first_ = 0, rows_ = 0, count_ = 0;  // of the rows at hand; tokens of theirs
-  std::vector<float> normed_, added_, rotations_, down_, made_, queries_, latents_, values_, partial_, inner_, gathered_, biased_, group_;
-  std::vector<char> kept_;
+  std::vector<float> normed_, added_, rotations_, down_, made_, queries_, latents_, values_, partial_, inner_, gathered_;
+  Choice choice_;
   std::vector<int> places_;
 };
 

@@ -1,38 +1,27 @@
 """The decoding step as one call into compiled code, for models small enough that beginning operations is what costs.
 
-decode.cpp is compiled once per machine, with the C++ compiler that is there; without one, decoding takes PyTorch's
-operations (core_model/generation/decode.py), whose numbers are the same up to rounding.
+The code is core_model/native/decode.cpp; without a compiler, decoding takes PyTorch's operations
+(core_model/generation/decode.py), whose numbers are the same up to rounding.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
-import logging
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core_model import native
 from core_model.decoder import DecoderLayer
 from core_model.generation.merged import MergedAttention, Step
 from core_model.moe import MLP, MoE
 from core_model.moe.gate import Routing
+from core_model.native.router import Router
 from core_model.norm import RMSNorm
 
-log = logging.getLogger(__name__)
-
-SOURCE = Path(__file__).with_name("decode.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-shared", "-fPIC")
 PANEL = 32  # as in decode.cpp
 MOST_WEIGHTS = 500_000_000  # numbers in the layers, which are kept a second time (2 GB)
 
@@ -48,9 +37,8 @@ class Shape(ctypes.Structure):
 
 POINTERS = (
     "attention_norm", "down", "query_norm", "latent_norm", "queries", "up_k", "up_v", "out",
-    "mlp_norm", "gate_up", "mlp_down", "gate", "bias", "expert_gate_up", "expert_down",
+    "mlp_norm", "gate_up", "mlp_down", "gate", "expert_gate_up", "expert_down",
 )  # fmt: skip
-COUNTS = ("width", "experts", "chosen", "groups", "kept_groups", "normalised", "expert_width")
 
 
 class Layer(ctypes.Structure):
@@ -58,8 +46,9 @@ class Layer(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in POINTERS),
-        *((name, ctypes.c_int32) for name in COUNTS),
-        ("scaling", ctypes.c_float),
+        ("width", ctypes.c_int32),
+        ("expert_width", ctypes.c_int32),
+        ("router", Router),
     ]
 
 
@@ -67,60 +56,6 @@ def pack(weight: Tensor) -> Tensor:
     """Matrices [..., O, K] as panels [..., ceil(O/32), K, 32], fp32, the last one padded with zeros."""
     padded = F.pad(weight.float(), (0, 0, 0, -weight.shape[-2] % PANEL))
     return padded.unflatten(-2, (-1, PANEL)).transpose(-1, -2).contiguous()
-
-
-def library() -> ctypes.CDLL | None:
-    """The compiled code; None where it cannot be had, which is said once, or is not wanted (TRIVIUM_NATIVE=0)."""
-    return _loaded()[0]
-
-
-def reason_against() -> str | None:
-    """Why there is none."""
-    return _loaded()[1]
-
-
-@functools.cache
-def _loaded() -> tuple[ctypes.CDLL | None, str | None]:
-    if os.environ.get("TRIVIUM_NATIVE", "1") == "0":
-        return None, "TRIVIUM_NATIVE is 0"
-    try:
-        return ctypes.CDLL(str(_compiled())), None
-    except (OSError, subprocess.SubprocessError) as error:
-        log.info("decoding without compiled code, more slowly: %s", error)
-        return None, str(error)
-
-
-def _compiled() -> Path:
-    """The shared library, compiled unless it is there.
-
-    Raises:
-        OSError: there is no compiler, or no place to write.
-        subprocess.SubprocessError: it does not compile here.
-    """
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))), None)
-    if compiler is None:
-        raise OSError("no C++ compiler (apt-get install g++)")
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60, check=True).stdout
-    what = [SOURCE.read_bytes(), " ".join(FLAGS).encode(), version, _processor()]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trivium"
-    target = folder / f"decode-{hashlib.sha256(b'|'.join(what)).hexdigest()[:16]}.so"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:  # processes that compile at once do not meet
-            made = Path(scratch) / "decode.so"
-            command = [compiler, *FLAGS, "-o", str(made), str(SOURCE)]
-            subprocess.run(command, capture_output=True, timeout=300, check=True)
-            made.rename(target)
-    return target
-
-
-def _processor() -> bytes:
-    """What -march=native depends on: homes are shared by machines."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_bytes().split(b"\n\n", 1)[0].split(b"\n")
-        return b"\n".join(line for line in lines if line.startswith((b"model name", b"flags", b"Features")))
-    return platform.processor().encode()
 
 
 class CompiledLayers:
@@ -131,10 +66,10 @@ class CompiledLayers:
         self._kept: list[Tensor] = []  # what the addresses point to
         self._last_norm = self._vector(last_norm.weight)
         self._layers = (Layer * len(layers))(*map(self._pack, layers))
-        routed = [layer for layer in self._layers if layer.experts]  # all of them alike
-        self._routed = len(routed)
-        self._experts: int = routed[0].experts if routed else 0
-        self._chosen: int = routed[0].chosen if routed else 0
+        routers = [layer.router for layer in self._layers if layer.router.experts]  # all of them alike
+        self._routed = len(routers)
+        self._experts: int = routers[0].experts if routers else 0
+        self._chosen: int = routers[0].chosen if routers else 0
         merged, norm = MergedAttention.of(layers[0].self_attn), layers[0].input_layernorm
         self._shape = Shape(
             dim=norm.weight.shape[0],
@@ -153,7 +88,7 @@ class CompiledLayers:
         weights = [parameter for layer in layers for parameter in layer.parameters()]
         if dtype != torch.float32 or weights[0].device.type != "cpu":
             return None
-        if sum(parameter.numel() for parameter in weights) > MOST_WEIGHTS or (compiled := library()) is None:
+        if sum(parameter.numel() for parameter in weights) > MOST_WEIGHTS or (compiled := native.library("decode")) is None:
             return None
         return cls(layers, last_norm, compiled)
 
@@ -198,11 +133,10 @@ class CompiledLayers:
         )
         if isinstance(layer.mlp, MoE):
             gate, experts = layer.mlp.gate, layer.mlp.experts
-            packed.gate, packed.bias = self._matrix(gate.weight), self._vector(gate.e_score_correction_bias)
+            packed.gate = self._matrix(gate.weight)
+            packed.router = Router.of(gate, self._vector(gate.e_score_correction_bias))
             packed.expert_gate_up = self._matrix(experts.gate_up_proj)
             packed.expert_down = self._matrix(experts.down_proj)
-            packed.experts, packed.chosen, packed.scaling = gate.experts, gate.top_k, gate.scaling
-            packed.groups, packed.kept_groups, packed.normalised = gate.groups, gate.top_groups, gate.normalise
             packed.expert_width = experts.down_proj.shape[2]
         return packed
 
@@ -228,7 +162,7 @@ class CompiledLinear:
         """None as in `CompiledLayers.of`."""
         if dtype != torch.float32 or weight.device.type != "cpu" or weight.numel() > MOST_WEIGHTS:
             return None
-        compiled = library()
+        compiled = native.library("decode")
         return None if compiled is None else cls(weight, compiled)
 
     def forward(self, x: Tensor) -> Tensor:

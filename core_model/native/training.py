@@ -1,0 +1,284 @@
+"""A decoder layer's forward and backward as one call each into compiled code, for training in bf16 on CPU.
+
+The code is core_model/native/train.cpp. It serves processors with AVX-512 BF16 and without AMX, whose products PyTorch
+does faster; everything else, and what `serves` leaves out, takes PyTorch's operations.
+
+Shape suffixes: B batch, T tokens, X all tokens, D model, E experts, K experts per token.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from core_model import native
+from core_model.native.router import Router
+
+if TYPE_CHECKING:
+    from core_model.attention import AttentionContext
+    from core_model.decoder import DecoderLayer
+
+LANES = 16  # widths are multiples of it
+MOST_VOCABULARY = 16384  # 3 MB of logits a thread
+
+WEIGHTS = (
+    "attention_norm", "q_a", "q_norm", "q_b", "kv_a", "kv_norm", "kv_b", "o",
+    "mlp_norm", "gate", "up", "down", "router", "expert_gate_up", "expert_down",
+)  # fmt: skip
+KEPT = ("latents", "q", "k", "v", "out", "after", "inner", "expert_inner", "lse", "indices", "weights", "scores")
+
+
+class Shape(ctypes.Structure):
+    """As in train.cpp."""
+
+    _fields_ = [
+        ("tokens", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("dim", "heads", "nope", "rope", "value", "latent", "query")),
+        *((name, ctypes.c_int32) for name in ("width", "expert_width")),
+        *((name, ctypes.c_float) for name in ("eps", "scale")),
+        ("router", Router),
+        ("threads", ctypes.c_int32),
+    ]
+
+
+class Weights(ctypes.Structure):
+    """As in train.cpp: weights or gradients."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in WEIGHTS]
+
+
+class Sequences(ctypes.Structure):
+    """As in train.cpp."""
+
+    _fields_ = [
+        ("tokens", ctypes.c_void_p),
+        ("ends", ctypes.c_void_p),
+        ("count", ctypes.c_int32),
+        ("rotations", ctypes.c_void_p),
+        ("rotated", ctypes.c_int64),
+    ]
+
+
+class Kept(ctypes.Structure):
+    """As in train.cpp."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in KEPT]
+
+
+@functools.cache
+def reason_against() -> str | None:
+    """Why training steps take PyTorch's operations; None where they are compiled."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        return "no AVX-512 BF16"
+    if torch.cpu._is_amx_tile_supported():
+        return "AMX, which PyTorch's own products use"
+    return native.reason_against("train")
+
+
+def serves(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> bool:
+    """Whether compiled code runs this layer: bf16 states over fp32 weights, whole sequences, widths that fit, as many
+    heads as threads, and nobody watching the layer's parts."""
+    if type(x_BTD) is not Tensor or x_BTD.dtype != torch.bfloat16 or x_BTD.device.type != "cpu" or not x_BTD.numel():
+        return False
+    if context.cache is not None or reason_against() is not None or native.library("train") is None:
+        return False
+    if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in layer.modules()):
+        return False
+    weights = _weights(layer)
+    if any(w.dtype != torch.float32 or not w.is_contiguous() or not w.numel() for w in weights.values()):
+        return False
+    attention = layer.self_attn
+    widths = [size for w in weights.values() for size in w.shape[-2:] if w is not weights.get("router")]
+    sequences = len(x_BTD) if context.documents is None else len(context.documents.end_N)
+    parts = (attention.nope, attention.rope, attention.value, attention.latent)
+    return (
+        not any(width % LANES for width in (*widths, *parts))
+        and sequences * attention.heads >= torch.get_num_threads()
+    )
+
+
+def run(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """[B, T, D] -> [B, T, D], and indices [X, K], weights [X, K] and scores [X, E] of a layer with experts."""
+    weights = _weights(layer)
+    shape = _shape(layer, weights, x_BTD)
+    outs = _LayerFunction.apply(x_BTD, shape, _bias(layer), _Order(x_BTD, context), tuple(weights), *weights.values())
+    return (outs[0], outs[1:]) if shape.router.experts else (outs, None)
+
+
+def serves_loss(hidden_ND: Tensor, weight_WD: Tensor) -> bool:
+    """Whether compiled code works out this cross-entropy."""
+    vocabulary, dim = weight_WD.shape
+    return (
+        hidden_ND.device.type == "cpu"
+        and (hidden_ND.dtype, weight_WD.dtype) == (torch.bfloat16, torch.float32)
+        and weight_WD.is_contiguous()
+        and not (vocabulary % LANES or dim % LANES or vocabulary > MOST_VOCABULARY)
+        and reason_against() is None
+    )
+
+
+def cross_entropy(
+    hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, dhidden: Tensor | None, dweight: Tensor | None
+) -> float:
+    """Sum of -log p(label); its gradients are written into the tensors given for them, bf16 [N, D] and fp32 [W, D].
+
+    Raises:
+        IndexError: a label that is no token.
+    """
+    vocabulary, dim = weight_WD.shape
+    if len(labels_N) and not 0 <= int(labels_N.min()) <= int(labels_N.max()) < vocabulary:
+        raise IndexError(f"labels reach from {int(labels_N.min())} to {int(labels_N.max())}, tokens from 0 to {vocabulary - 1}")
+    hidden, labels = hidden_ND.contiguous(), labels_N.contiguous()
+    return _library().trivium_cross_entropy(
+        _address(hidden), _address(weight_WD), _address(labels), ctypes.c_int64(len(labels)), dim, vocabulary,
+        torch.get_num_threads(), *(None if one is None else _address(one) for one in (dhidden, dweight)),
+    )  # fmt: skip
+
+
+def _weights(layer: DecoderLayer) -> dict[str, nn.Parameter]:
+    """The layer's parameters by their names in train.cpp."""
+    attention, mlp = cast(Any, layer.self_attn), cast(Any, layer.mlp)
+    routed = hasattr(mlp, "experts")
+    dense = mlp.shared_experts if routed else mlp
+    found = {"attention_norm": layer.input_layernorm, "kv_a": attention.kv_a_proj_with_mqa}
+    found |= {"kv_norm": attention.kv_a_layernorm, "kv_b": attention.kv_b_proj, "o": attention.o_proj}
+    if hasattr(attention, "q_proj"):
+        found["q_b"] = attention.q_proj
+    else:
+        found |= {"q_a": attention.q_a_proj, "q_norm": attention.q_a_layernorm, "q_b": attention.q_b_proj}
+    found |= {"mlp_norm": layer.post_attention_layernorm}
+    found |= {"gate": dense.gate_proj, "up": dense.up_proj, "down": dense.down_proj}
+    weights = {name: cast(nn.Parameter, module.weight) for name, module in found.items()}
+    if routed:
+        weights["router"] = mlp.gate.weight
+        weights |= {"expert_gate_up": mlp.experts.gate_up_proj, "expert_down": mlp.experts.down_proj}
+    return weights
+
+
+def _bias(layer: DecoderLayer) -> Tensor | None:
+    gate = getattr(layer.mlp, "gate", None)
+    return None if gate is None else gate.e_score_correction_bias
+
+
+def _shape(layer: DecoderLayer, weights: dict[str, nn.Parameter], x_BTD: Tensor) -> Shape:
+    attention, gate = layer.self_attn, getattr(layer.mlp, "gate", None)
+    return Shape(
+        tokens=x_BTD.shape[0] * x_BTD.shape[1],
+        dim=x_BTD.shape[2],
+        heads=attention.heads,
+        nope=attention.nope,
+        rope=attention.rope,
+        value=attention.value,
+        latent=attention.latent,
+        query=weights["q_a"].shape[0] if "q_a" in weights else 0,
+        width=weights["down"].shape[1],
+        expert_width=weights["expert_down"].shape[2] if gate is not None else 0,
+        eps=layer.input_layernorm.eps,
+        scale=attention.scale,
+        router=Router() if gate is None else Router.of(gate, gate.e_score_correction_bias.data_ptr()),
+        threads=torch.get_num_threads(),
+    )
+
+
+class _Order:
+    """Documents as runs of tokens, and the rotations: tensors that stay alive with it."""
+
+    def __init__(self, x_BTD: Tensor, context: AttentionContext) -> None:
+        batch, length, _ = x_BTD.shape
+        if context.documents is None:
+            self.token_X = torch.arange(batch * length, dtype=torch.int32)
+            self.end_N = torch.arange(length, batch * length + 1, length, dtype=torch.int32)
+        else:
+            self.token_X, self.end_N = context.documents.token_X, context.documents.end_N
+        self.rotations = torch.view_as_real(context.rotations).flatten(0, 1).contiguous()
+
+    def covers(self, tokens: int) -> bool:
+        """Whether each of them is in a document."""
+        return len(self.token_X) == tokens
+
+    def struct(self) -> Sequences:
+        return Sequences(
+            self.token_X.data_ptr(), self.end_N.data_ptr(), len(self.end_N), self.rotations.data_ptr(), len(self.rotations)
+        )
+
+
+class _LayerFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_BTD: Tensor, shape: Shape, bias: Tensor | None, order: _Order, names: tuple[str, ...], *weights: Tensor
+    ) -> Any:
+        x, kept = x_BTD.contiguous(), _keep(shape, order)
+        y = torch.empty_like(x)
+        _library().trivium_layer_forward(
+            ctypes.byref(shape), ctypes.byref(_pointers(Weights, names, weights)), ctypes.byref(order.struct()),
+            _address(x), ctypes.byref(_pointers(Kept, kept.keys(), kept.values())), _address(y),
+        )  # fmt: skip
+        ctx.save_for_backward(x, *kept.values(), *weights)
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.order, ctx.names, ctx.kept = shape, order, names, tuple(kept)
+        if not shape.router.experts:
+            return y
+        ctx.mark_non_differentiable(kept["indices"])
+        return y, kept["indices"], kept["weights"], kept["scores"]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, *rest = ctx.saved_tensors
+        kept, weights = rest[: len(ctx.kept)], rest[len(ctx.kept) :]
+        dy, _, dweights, dscores = grads if len(grads) > 1 else (grads[0], None, None, None)
+        dy = torch.zeros_like(x) if dy is None else dy.contiguous()
+        dx, gradients = torch.empty_like(x), [torch.empty_like(weight) for weight in weights]
+        given = [None if one is None else one.contiguous() for one in (dweights, dscores)]
+        _library().trivium_layer_backward(
+            ctypes.byref(ctx.shape), ctypes.byref(_pointers(Weights, ctx.names, weights)),
+            ctypes.byref(ctx.order.struct()), _address(x), ctypes.byref(_pointers(Kept, ctx.kept, kept)), _address(dy),
+            *(None if one is None else _address(one) for one in given),
+            ctypes.byref(_pointers(Weights, ctx.names, gradients)), _address(dx),
+        )  # fmt: skip
+        return dx, None, None, None, None, *gradients
+
+
+def _keep(s: Shape, order: _Order) -> dict[str, Tensor]:
+    """Room for what forward leaves to backward."""
+    tokens, heads = s.tokens, s.heads
+
+    def half(*sizes: int) -> Tensor:
+        return torch.empty(sizes, dtype=torch.bfloat16)
+
+    kept = {
+        "latents": half(tokens, s.query + s.latent + s.rope),
+        "q": half(tokens, heads, s.nope + s.rope),
+        "k": half(tokens, heads, s.nope + s.rope),
+        "v": half(tokens, heads, s.value),
+        # What is no document's attends to nothing.
+        "out": (torch.empty if order.covers(tokens) else torch.zeros)(tokens, heads, s.value, dtype=torch.bfloat16),
+        "lse": torch.empty(tokens, heads),
+        "after": half(tokens, s.dim),
+        "inner": half(tokens, 2 * s.width),
+    }
+    if s.router.experts:
+        chosen, experts = s.router.chosen, s.router.experts
+        kept["expert_inner"] = half(tokens * chosen + experts, 2 * s.expert_width)  # each expert's rows made even
+        kept["indices"] = torch.empty(tokens, chosen, dtype=torch.int64)
+        kept["weights"], kept["scores"] = torch.empty(tokens, chosen), torch.empty(tokens, experts)
+    return kept
+
+
+def _pointers(kind: type[ctypes.Structure], names: Any, tensors: Any) -> ctypes.Structure:
+    return kind(**{name: tensor.data_ptr() for name, tensor in zip(names, tensors, strict=True)})
+
+
+def _library() -> ctypes.CDLL:
+    library = cast(ctypes.CDLL, native.library("train"))
+    library.trivium_cross_entropy.restype = ctypes.c_double
+    return library
+
+
+def _address(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
