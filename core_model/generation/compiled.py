@@ -88,7 +88,10 @@ class CompiledLayers:
         weights = [parameter for layer in layers for parameter in layer.parameters()]
         if dtype != torch.float32 or weights[0].device.type != "cpu":
             return None
-        if sum(parameter.numel() for parameter in weights) > MOST_WEIGHTS or (compiled := native.library("decode")) is None:
+        if (
+            sum(parameter.numel() for parameter in weights) > MOST_WEIGHTS
+            or (compiled := native.library("decode")) is None
+        ):
             return None
         return cls(layers, last_norm, compiled)
 
@@ -98,14 +101,20 @@ class CompiledLayers:
         buffer, (rows, tokens) = step.cache.buffer_LBSC, step.position_ids.shape
         if buffer.dtype != torch.float32 or not buffer.is_contiguous():
             raise ValueError(f"a contiguous fp32 cache is needed, not {buffer.dtype}")
+        if x_XD.dtype != torch.float32 or x_XD.shape != (rows * tokens, self._shape.dim):
+            found = f"{x_XD.dtype} {list(x_XD.shape)}"
+            raise ValueError(f"states are fp32 [{rows * tokens}, {self._shape.dim}] for these positions, not {found}")
         least, most = map(int, torch.aminmax(step.position_ids))
-        layers, most_rows, positions, _ = buffer.shape
-        if rows > most_rows or least < 0 or most >= positions or first + len(self._layers) > layers:
+        layers, most_rows, positions, width = buffer.shape
+        fits = rows <= most_rows and least >= 0 and most < positions and first + len(self._layers) <= layers
+        if not fits or width != self._shape.latent + self._shape.rope:
             what = f"{rows} rows at positions {least} to {most} of layer {first} on"
             raise ValueError(f"{what} do not fit into a cache of {list(buffer.shape)}")
-        states, at = x_XD.clone(), step.position_ids.contiguous()
+        states = x_XD.clone(memory_format=torch.contiguous_format)
+        at = step.position_ids.to(torch.int64).contiguous()
         indices = torch.empty(self._routed, len(states), self._chosen, dtype=torch.int64)
-        weights, scores = torch.empty(indices.shape), torch.empty(self._routed, len(states), self._experts)
+        weights = torch.empty(indices.shape, dtype=torch.float32)
+        scores = torch.empty(self._routed, len(states), self._experts, dtype=torch.float32)
         self._compiled.trivium_decode(
             ctypes.byref(self._shape), self._layers, len(self._layers), rows, tokens,
             _address(at), _address(step.inv_freq), ctypes.c_float(step.amplitude), _address(states),
@@ -167,7 +176,9 @@ class CompiledLinear:
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., O]."""
-        given, out = x.contiguous(), torch.empty(*x.shape[:-1], self._width)
+        if x.dtype != torch.float32 or x.shape[-1] != self._depth:
+            raise ValueError(f"vectors of {self._depth} fp32 numbers are needed, not {x.dtype} {list(x.shape)}")
+        given, out = x.contiguous(), torch.empty(*x.shape[:-1], self._width, dtype=torch.float32)
         self._compiled.trivium_product(
             _address(given), given.numel() // self._depth, self._depth, _address(self._packed), self._width,
             _address(out), torch.get_num_threads(),

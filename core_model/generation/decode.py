@@ -22,8 +22,8 @@ from core_model import rope
 from core_model.attention import MultiHeadLatentAttention
 from core_model.cache import LatentCache
 from core_model.decoder import DecoderLayer
-from core_model.generation.merged import MergedAttention, Step
 from core_model.generation.compiled import CompiledLayers, CompiledLinear
+from core_model.generation.merged import MergedAttention, Step
 from core_model.model import V3ForCausalLM
 from core_model.moe import MLP, MoE
 from core_model.moe.gate import Routing

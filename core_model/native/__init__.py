@@ -17,6 +17,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from core_model.manifest import sync
+
 log = logging.getLogger(__name__)
 
 SOURCES = Path(__file__).parent
@@ -38,10 +40,19 @@ def _loaded(name: str) -> tuple[ctypes.CDLL | None, str | None]:
     if os.environ.get("TRIVIUM_NATIVE", "1") == "0":
         return None, "TRIVIUM_NATIVE is 0"
     try:
-        return ctypes.CDLL(str(_compiled(name))), None
-    except (OSError, subprocess.SubprocessError) as error:
+        return _opened(name), None
+    except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
         log.info("%s without compiled code, more slowly: %s", name, error)
         return None, str(error)
+
+
+def _opened(name: str) -> ctypes.CDLL:
+    path = _compiled(name)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # damaged
+        path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(_compiled(name)))
 
 
 def _compiled(name: str) -> Path:
@@ -49,12 +60,13 @@ def _compiled(name: str) -> Path:
 
     Raises:
         OSError: there is no compiler, or no place to write.
-        subprocess.SubprocessError: it does not compile here.
+        RuntimeError: it does not compile here, or there is no home.
+        subprocess.TimeoutExpired: the compiler takes minutes.
     """
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))), None)
     if compiler is None:
         raise OSError("no C++ compiler (apt-get install g++)")
-    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60, check=True).stdout
+    version = subprocess.run([compiler, "--version"], capture_output=True, timeout=60).stdout
     source = SOURCES / f"{name}.cpp"
     texts = [path.read_bytes() for path in (source, *sorted(SOURCES.glob("*.h")))]
     what = b"|".join([*texts, " ".join(FLAGS).encode(), version, _processor()])
@@ -64,7 +76,11 @@ def _compiled(name: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:  # processes that compile at once do not meet
             made = Path(scratch) / target.name
-            subprocess.run([compiler, *FLAGS, "-o", str(made), str(source)], capture_output=True, timeout=300, check=True)
+            command = [compiler, *FLAGS, "-o", str(made), str(source)]
+            done = subprocess.run(command, capture_output=True, timeout=300, text=True, errors="replace")
+            if done.returncode:
+                raise RuntimeError(f"{' '.join(command)} exits with {done.returncode}: {done.stderr.strip()[-500:]}")
+            sync(made)
             made.rename(target)
     return target
 

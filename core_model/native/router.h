@@ -42,10 +42,10 @@ class Choice {
     for (int g = 0; g < router.groups; g++) {
       float best = -INFINITY, second = -INFINITY;
       for (int e = g * size; e < (g + 1) * size; e++) {
-        if (biased_[e] > best) {
+        if (larger(biased_[e], best)) {
           second = best;
           best = biased_[e];
-        } else if (biased_[e] > second) {
+        } else if (larger(biased_[e], second)) {
           second = biased_[e];
         }
       }
@@ -57,11 +57,14 @@ class Choice {
       if (!taken_[e / size]) biased_[e] = -INFINITY;
   }
 
+  // NaN is the largest of all, as PyTorch sorts it: a broken router must not look like a sound one.
+  static bool larger(float a, float b) { return a > b || (a != a && b == b); }
+
   // The place of the largest number that is not taken, the lowest of equal ones.
   int largest(const std::vector<float>& numbers) const {
     int best = -1;
     for (size_t i = 0; i < numbers.size(); i++)
-      if (!taken_[i] && (best < 0 || numbers[i] > numbers[best])) best = static_cast<int>(i);
+      if (!taken_[i] && (best < 0 || larger(numbers[i], numbers[best]))) best = static_cast<int>(i);
     return best;
   }
 

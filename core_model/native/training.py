@@ -17,12 +17,19 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from core_model import native
+from core_model.attention import AttentionContext, MultiHeadLatentAttention
+from core_model.moe import MLP, MoE
+from core_model.moe.experts import Experts
+from core_model.moe.gate import Gate
 from core_model.native.router import Router
+from core_model.norm import RMSNorm
+from core_model.precision import Linear
+from core_model.recompute import drops_derived
 
 if TYPE_CHECKING:
-    from core_model.attention import AttentionContext
     from core_model.decoder import DecoderLayer
 
+PARTS = (MultiHeadLatentAttention, RMSNorm, Linear, MLP, MoE, Gate, Experts)  # what compiled code stands in for
 LANES = 16  # widths are multiples of it
 MOST_VOCABULARY = 16384  # 3 MB of logits a thread
 
@@ -82,24 +89,28 @@ def reason_against() -> str | None:
 
 def serves(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> bool:
     """Whether compiled code runs this layer: bf16 states over fp32 weights, whole sequences, widths that fit, as many
-    heads as threads, and nobody watching the layer's parts."""
+    heads as threads, nothing left out of what backward keeps, and no part of the layer replaced or watched."""
     if type(x_BTD) is not Tensor or x_BTD.dtype != torch.bfloat16 or x_BTD.device.type != "cpu" or not x_BTD.numel():
         return False
-    if context.cache is not None or reason_against() is not None or native.library("train") is None:
+    if context.cache is not None or drops_derived() or reason_against() is not None or native.library("train") is None:
         return False
-    if any(part._forward_hooks or part._forward_pre_hooks or part._backward_hooks for part in layer.modules()):
+    parts = (layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp)
+    if not all(_plain(module) for part in parts for module in part.modules()):
         return False
     weights = _weights(layer)
-    if any(w.dtype != torch.float32 or not w.is_contiguous() or not w.numel() for w in weights.values()):
+    if not all(type(w) is nn.Parameter and w.dtype == torch.float32 and w.is_contiguous() for w in weights.values()):
         return False
     attention = layer.self_attn
     widths = [size for w in weights.values() for size in w.shape[-2:] if w is not weights.get("router")]
     sequences = len(x_BTD) if context.documents is None else len(context.documents.end_N)
-    parts = (attention.nope, attention.rope, attention.value, attention.latent)
-    return (
-        not any(width % LANES for width in (*widths, *parts))
-        and sequences * attention.heads >= torch.get_num_threads()
-    )
+    widths += [attention.nope, attention.rope, attention.value, attention.latent]
+    fits = all(width and width % LANES == 0 for width in widths)
+    return fits and sequences * attention.heads >= torch.get_num_threads()
+
+
+def _plain(module: nn.Module) -> bool:
+    """Neither replaced (by an adapter, say) nor watched."""
+    return type(module) in PARTS and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 def run(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, tuple[Tensor, ...] | None]:
@@ -132,7 +143,9 @@ def cross_entropy(
     """
     vocabulary, dim = weight_WD.shape
     if len(labels_N) and not 0 <= int(labels_N.min()) <= int(labels_N.max()) < vocabulary:
-        raise IndexError(f"labels reach from {int(labels_N.min())} to {int(labels_N.max())}, tokens from 0 to {vocabulary - 1}")
+        raise IndexError(
+            f"labels reach from {int(labels_N.min())} to {int(labels_N.max())}, tokens from 0 to {vocabulary - 1}"
+        )
     hidden, labels = hidden_ND.contiguous(), labels_N.contiguous()
     return _library().trivium_cross_entropy(
         _address(hidden), _address(weight_WD), _address(labels), ctypes.c_int64(len(labels)), dim, vocabulary,
@@ -203,14 +216,24 @@ class _Order:
 
     def struct(self) -> Sequences:
         return Sequences(
-            self.token_X.data_ptr(), self.end_N.data_ptr(), len(self.end_N), self.rotations.data_ptr(), len(self.rotations)
+            self.token_X.data_ptr(),
+            self.end_N.data_ptr(),
+            len(self.end_N),
+            self.rotations.data_ptr(),
+            len(self.rotations),
         )
 
 
 class _LayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_BTD: Tensor, shape: Shape, bias: Tensor | None, order: _Order, names: tuple[str, ...], *weights: Tensor
+        ctx: Any,
+        x_BTD: Tensor,
+        shape: Shape,
+        bias: Tensor | None,
+        order: _Order,
+        names: tuple[str, ...],
+        *weights: Tensor,
     ) -> Any:
         x, kept = x_BTD.contiguous(), _keep(shape, order)
         y = torch.empty_like(x)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from reference import YARN_TINY, random_model, random_tokens, relative_difference, tiny_config
 
-from core_model.cache import LatentCache
 from core_model import native
+from core_model.cache import LatentCache
 from core_model.generation import Engine, SamplingParams, decode
 from core_model.generation.decode import DecodePath
 

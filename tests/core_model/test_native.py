@@ -15,8 +15,8 @@ from reference import random_model, random_tokens, relative_difference, tiny_con
 from core_model import native
 from core_model.cache import LatentCache
 from core_model.generation import Engine, SamplingParams, compiled
-from core_model.generation.decode import DecodePath
 from core_model.generation.compiled import PANEL, CompiledLayers, CompiledLinear
+from core_model.generation.decode import DecodePath
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 FAR = 2500  # positions: several stretches
@@ -158,7 +158,9 @@ def test_without_it_decoding_is_the_same(fault, fresh, monkeypatch, tmp_path, ca
     else:
         monkeypatch.setenv("TRIVIUM_NATIVE", "0")
     assert native.library("decode") is None
-    assert ("decode without compiled code" in caplog.text) == (fault != "turned off") and native.reason_against("decode")
+    assert ("decode without compiled code" in caplog.text) == (fault != "turned off") and native.reason_against(
+        "decode"
+    )
     model, prompt = random_model(tiny_config()), [random_tokens(9).tolist()]
     params = SamplingParams(12, temperature=0.0)
     slow = Engine(model).generate(prompt, params)[0][0]

@@ -1,0 +1,279 @@
+"""Compiled training steps: gradients against fp32 and against PyTorch's operations, and where the latter serve."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import random_tokens, relative_difference
+from torch import nn
+
+from core_model import V3Config, V3ForCausalLM
+from core_model.loss import cross_entropy_sum
+from core_model.moe.balance import router_statistics
+from core_model.native import training
+from core_model.norm import RMSNorm
+from core_model.parallel.engine import MicroBatch, TorchEngine
+
+pytestmark = pytest.mark.skipif(
+    training.reason_against() is not None, reason=f"training is not compiled here: {training.reason_against()}"
+)
+
+SMALL = {
+    "vocab_size": 48, "hidden_size": 48, "intermediate_size": 80, "moe_intermediate_size": 32, "num_hidden_layers": 2,
+    "q_lora_rank": 32, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+}  # fmt: skip
+
+
+def training_model(std: float = 0.15, **changes) -> V3ForCausalLM:
+    """In bf16 over random fp32 weights, with every loss on; experts that the routing bias alone chooses, so that
+    rounding does not choose others."""
+    model = V3ForCausalLM(V3Config.preset("nano", **{**SMALL, **changes})).initialize(std, 0)
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, RMSNorm):
+                module.weight.uniform_(0.5, 1.5, generator=draw)
+        for router in model.model.routers():
+            router.e_score_correction_bias.copy_(torch.randperm(router.experts, generator=draw) * 3.0)
+    model.loss_weights.mtp, model.loss_weights.balance = 0.3, 0.1
+    model.compute_dtype = torch.bfloat16
+    return model.train()
+
+
+@contextmanager
+def operations() -> Iterator[None]:
+    """PyTorch's operations in place of compiled code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "reason_against", lambda: "not wanted")
+        yield
+
+
+def gradients(model: V3ForCausalLM, tokens, labels=None, **inputs) -> dict[str, torch.Tensor]:
+    """By parameter, and the loss."""
+    model.zero_grad()
+    backbone = model.model(tokens, **inputs)
+    loss = model.losses(tokens, tokens if labels is None else labels, backbone).loss
+    loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {**found, "loss": loss.detach()}
+
+
+def check_against_fp32(model: V3ForCausalLM, tokens, **inputs) -> None:
+    """As near to fp32 as PyTorch's operations in bf16 are, in every parameter."""
+    compiled = gradients(model, tokens, **inputs)
+    with operations():
+        rounded = gradients(model, tokens, **inputs)
+        model.compute_dtype = torch.float32
+        exact = gradients(model, tokens, **inputs)
+        model.compute_dtype = torch.bfloat16
+    assert compiled.keys() == exact.keys()
+    for name, gradient in compiled.items():
+        assert gradient.dtype == torch.float32 and gradient.shape == exact[name].shape
+        if not exact[name].any():  # nothing to predict, or an expert without tokens
+            assert not gradient.any(), name
+            continue
+        near = relative_difference(rounded[name], exact[name])
+        assert relative_difference(gradient, exact[name]) < 2 * near + 0.02, name
+
+
+THREE_HEADS = {"num_attention_heads": 3, "num_key_value_heads": 3}
+CONFIGURATIONS = {
+    "as nano": {},
+    "no latent of queries": {"q_lora_rank": None},
+    "all layers dense": {"first_k_dense_replace": 3},
+    "one group, two shared experts": {"n_group": 1, "topk_group": 1, "n_shared_experts": 2},
+    "all experts": {"n_group": 1, "topk_group": 1, "n_routed_experts": 3, "num_experts_per_tok": 3},
+    "weights not normalised, scaled": {"norm_topk_prob": False, "routed_scaling_factor": 2.5},
+    "values wider than keys": {"v_head_dim": 64},
+    "widths of several panels": {"hidden_size": 144, "qk_nope_head_dim": 80, **THREE_HEADS},
+    "yarn": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "beta_fast": 32,
+                         "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+def test_gradients(changes):
+    check_against_fp32(training_model(**changes), random_tokens(3, 101, vocabulary=48))
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 3), st.integers(2, 300), st.integers(0, 5))
+def test_gradients_of_any_number_of_tokens(rows, length, seed):
+    """Tiles of tokens, blocks of attention and pairs of rows that are full, or not."""
+    check_against_fp32(training_model(), random_tokens(rows, length, vocabulary=48, seed=seed))
+
+
+def test_gradients_with_routing_by_score():
+    """Experts that get different numbers of tokens, some none, as the states say."""
+    model = training_model(n_routed_experts=32, n_group=4, topk_group=2, num_experts_per_tok=4)
+    for router in model.model.routers():
+        router.e_score_correction_bias.normal_(-1.0, 0.1, generator=torch.Generator().manual_seed(0))
+    tokens = random_tokens(2, 70, vocabulary=48)
+    compiled = model.model(tokens).routings
+    with operations():
+        rounded = model.model(tokens).routings
+        expected = gradients(model, tokens)
+    for mine, theirs in zip(compiled, rounded, strict=True):
+        assert (mine.indices_TK == theirs.indices_TK).float().mean() > 0.95
+        torch.testing.assert_close(mine.scores_TE, theirs.scores_TE, rtol=0, atol=0.05)
+    found = gradients(model, tokens)
+    assert relative_difference(found["model.embed_tokens.weight"], expected["model.embed_tokens.weight"]) < 0.2
+
+
+def test_packed_documents():
+    position_ids = torch.cat([torch.arange(n) for n in (1, 40, 59, 17, 83)]).view(2, 100)
+    position_ids[1, 0] = 0  # rows begin a document
+    check_against_fp32(training_model(), random_tokens(2, 100, vocabulary=48), position_ids=position_ids)
+
+
+@pytest.mark.parametrize("side", ["left", "right", "a whole row"])
+def test_padding_changes_nothing(side):
+    """What is no document's has no part in the loss, nor in any gradient."""
+    model, tokens = training_model(), random_tokens(2, 60, vocabulary=48)
+    model.loss_weights.balance = 0.0  # a mean over rows, of which there are more with padding
+    mask = torch.ones(2, 60, dtype=torch.long)
+    if side == "a whole row":
+        mask[0] = 0
+    else:
+        mask[0, slice(None, 23) if side == "left" else slice(37, None)] = 0
+    labels = tokens.masked_fill(mask == 0, -100)
+    padded = gradients(model, tokens, labels, attention_mask=mask)
+    other = gradients(model, torch.where(mask == 0, 7, tokens), labels, attention_mask=mask)
+    for name in padded:
+        torch.testing.assert_close(padded[name], other[name], rtol=1e-3, atol=1e-6)
+    check_against_fp32(model, tokens, labels=labels, attention_mask=mask)
+
+
+def test_the_same_to_the_last_bit_with_any_number_of_threads():
+    model, tokens, kept = (
+        training_model(**THREE_HEADS),
+        random_tokens(3, 131, vocabulary=48),
+        torch.get_num_threads(),
+    )
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            context = model.model.attention_context((3, 131), None, None, None)
+            assert training.serves(model.model.layers[1], model.model.embed(tokens), context)
+            # The embedding's gradient and mtp's projection are PyTorch's.
+            found.append({k: v for k, v in gradients(model, tokens).items() if "self_attn" in k or "mlp" in k})
+    finally:
+        torch.set_num_threads(kept)
+    for other in found[1:]:
+        assert all(torch.equal(found[0][name], other[name]) for name in found[0])
+
+
+def test_recomputation_of_layers_changes_nothing():
+    model, tokens = training_model(), random_tokens(2, 50, vocabulary=48)
+    kept = gradients(model, tokens)
+    model.recompute = "layer"
+    again = gradients(model, tokens)
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_without_gradients_the_loss_is_the_same():
+    model, tokens = training_model(), random_tokens(2, 50, vocabulary=48)
+    expected = gradients(model, tokens)["loss"]
+    model.eval()
+    with torch.inference_mode():
+        assert torch.equal(model.losses(tokens, tokens, model.model(tokens)).loss, expected)
+    model.train()
+    model.requires_grad_(False)
+    model.lm_head.weight.requires_grad_(True)
+    assert set(gradients(model, tokens)) == {"lm_head.weight", "loss"}
+
+
+def served(model: V3ForCausalLM, layer: int = 1, length: int = 20, **inputs) -> bool:
+    tokens = random_tokens(2, length, vocabulary=48)
+    context = model.model.attention_context((2, length), None, None, None)
+    return training.serves(model.model.layers[layer], model.model.embed(tokens), context)
+
+
+def test_whom_operations_serve():
+    assert served(training_model())
+    assert not served(training_model(hidden_size=40))
+    assert not served(training_model().bfloat16())
+    assert not served(training_model(), length=0)
+    fp32 = training_model()
+    fp32.compute_dtype = None
+    assert not served(fp32)
+    watched = training_model()
+    handle = watched.model.layers[1].mlp.experts.register_forward_hook(lambda *_: None)
+    assert not served(watched) and served(watched, layer=0)
+    handle.remove()
+    assert served(watched)
+    adapted = training_model()
+    adapted.model.layers[1].self_attn.o_proj = nn.Sequential(adapted.model.layers[1].self_attn.o_proj)
+    assert not served(adapted) and served(adapted, layer=0)
+
+
+def test_hooks_on_parts_see_them():
+    model, seen = training_model(), []
+    model.model.layers[1].self_attn.register_forward_hook(lambda module, args, out: seen.append(out.shape))
+    model.model(random_tokens(2, 30, vocabulary=48))
+    assert seen == [(2, 30, 48)]
+
+
+def test_a_policy_that_drops_norms_is_for_operations(monkeypatch):
+    """Compiled code keeps what it keeps."""
+    model, tokens = training_model(), random_tokens(2, 40, vocabulary=48)
+    monkeypatch.setattr(training, "run", None)
+    model.recompute = "v3"
+    assert gradients(model, tokens)["loss"].isfinite()
+    model.recompute = "none"
+    with pytest.raises(TypeError):
+        gradients(model, tokens)
+
+
+def test_the_load_is_counted_and_training_learns():
+    model = training_model(std=0.06)
+    engine, tokens = TorchEngine(model), random_tokens(4, 64, vocabulary=48)
+    losses = [engine.forward_backward([MicroBatch(tokens, tokens)]).lm]
+    statistics = router_statistics(model)
+    assert statistics and all(router.tokens_per_expert.sum() == 4 * 64 * 2 for router in model.model.routers())
+    for _ in range(30):
+        engine.step(5e-3, 0.001)
+        losses.append(engine.forward_backward([MicroBatch(tokens, tokens)]).lm)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("tokens", [1, 47, 96, 1921, 4000])
+def test_cross_entropy(tokens):
+    """One tile and several, one chunk and several, with an odd one at the end."""
+    draw = torch.Generator().manual_seed(tokens)
+    hidden = torch.randn(tokens, 32, generator=draw).bfloat16().requires_grad_()
+    weight = torch.randn(80, 32, generator=draw).bfloat16().float().requires_grad_()
+    labels = torch.randint(0, 80, (tokens,), generator=draw)
+    loss = cross_entropy_sum(hidden, weight, labels)
+    (3 * loss).backward()
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    expected = F.cross_entropy(exact[0] @ exact[1].T, labels, reduction="sum")
+    (3 * expected).backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    assert relative_difference(hidden.grad, exact[0].grad) < 1e-2
+    assert relative_difference(weight.grad, exact[1].grad) < 1e-2
+
+
+def test_cross_entropy_of_nothing_and_of_no_token():
+    hidden, weight = torch.zeros(3, 32, dtype=torch.bfloat16), torch.zeros(80, 32, requires_grad=True)
+    loss = cross_entropy_sum(hidden, weight, torch.full((3,), -100))
+    loss.backward()
+    assert loss == 0 and weight.grad is not None and not weight.grad.any()
+    with pytest.raises(IndexError, match="from 2 to 80, tokens from 0 to 79"):
+        cross_entropy_sum(hidden, weight, torch.tensor([2, 80, 5]))
+
+
+def test_broken_states_do_not_look_sound():
+    model = training_model()
+    with torch.no_grad():
+        model.model.layers[1].self_attn.kv_b_proj.weight[0, 0] = float("nan")
+    assert gradients(model, random_tokens(2, 40, vocabulary=48))["loss"].isnan()
