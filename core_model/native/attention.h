@@ -129,7 +129,8 @@ class Attention {
     most = now;
     Vector all{};
     for (int i = 0; i < columns; i += LANES) {
-      const Vector weight = _mm512_maskz_mov_ps(lanes(seen - i), exponential(load(scores + i) * scale - now));
+      const __mmask16 there = lanes(seen - i);
+      const Vector weight = there ? _mm512_maskz_mov_ps(there, exponential(load(scores + i) * scale - now)) : Vector{};
       all += weight;
       store(out + i, weight);
     }
@@ -138,15 +139,22 @@ class Attention {
 
   // Weights and the scores' gradients of two queries: the latter as rows, both as pairs of rows.
   void unweigh(const Head& s, int query, int key, int row, int rows, int columns, const float* lse, const float* along) {
+    const int count = std::min(2, rows - row);
+    float log_sums[2] = {}, alongs[2] = {};
+    for (int one = 0; one < count; one++) {
+      log_sums[one] = lse[s.at(query + row + one)];
+      alongs[one] = along[s.at(query + row + one)];
+    }
     for (int i = 0; i < columns; i += LANES) {
       __m256i weights[2] = {}, gradients[2] = {};
-      for (int one = 0; one < 2 && row + one < rows; one++) {
+      for (int one = 0; one < count; one++) {
         const int at = (row + one) * BLOCK + i;
-        const int64_t token = s.at(query + row + one);
         const __mmask16 seen = lanes(query + row + one + 1 - key - i);
-        const Vector weight = _mm512_maskz_mov_ps(seen, exponential(load(&scores_[at]) * s.scale - lse[token]));
-        weights[one] = rounded(weight);
-        gradients[one] = rounded(_mm512_maskz_mov_ps(seen, weight * (load(&dscores_[at]) - along[token]) * s.scale));
+        if (seen) {
+          const Vector weight = _mm512_maskz_mov_ps(seen, exponential(load(&scores_[at]) * s.scale - log_sums[one]));
+          weights[one] = rounded(weight);
+          gradients[one] = rounded(_mm512_maskz_mov_ps(seen, weight * (load(&dscores_[at]) - alongs[one]) * s.scale));
+        }
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(&exponentials_[at]), gradients[one]);
       }
       store(&weight_pairs_[row / 2 * BLOCK + i], paired(weights[0], weights[1]));

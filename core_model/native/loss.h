@@ -51,8 +51,8 @@ inline double cross_entropy(const Bf16* hidden, const float* weight, const int64
           round_row(states, rows * dim, dhidden + first * dim);
         }
         if (dweight) {
-          pair_rows(dlogits, vocabulary, rows, vocabulary, dlogit_pairs + (first - begin) / 2 * vocabulary);
-          pair_rows(hidden + first * dim, dim, rows, dim, hidden_pairs + (first - begin) / 2 * dim);
+          stream_rows(dlogits, vocabulary, rows, vocabulary, dlogit_pairs + (first - begin) / 2 * vocabulary);
+          stream_rows(hidden + first * dim, dim, rows, dim, hidden_pairs + (first - begin) / 2 * dim);
         }
       }
     }

@@ -183,11 +183,22 @@ inline void pack_transposed(const float* weight, int out, int in, Pair* to) {
 inline __m256i sixteen(const Bf16* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 
 // Rows [rows, width] -> [ceil(rows / 2), width] of pairs of rows, the last one with zeros where rows are odd.
-inline void pair_rows(const Bf16* from, int64_t from_row, int rows, int width, Pair* to) {
+template <typename Store>
+void pair_rows(const Bf16* from, int64_t from_row, int rows, int width, Pair* to, Store store_pairs) {
   for (int row = 0; row < rows; row += 2, from += 2 * from_row) {
     for (int i = 0; i < width; i += LANES, to += LANES)
-      store(to, paired(sixteen(from + i), row + 1 < rows ? sixteen(from + from_row + i) : __m256i{}));
+      store_pairs(to, paired(sixteen(from + i), row + 1 < rows ? sixteen(from + from_row + i) : __m256i{}));
   }
+}
+
+inline void pair_rows(const Bf16* from, int64_t from_row, int rows, int width, Pair* to) {
+  pair_rows(from, from_row, rows, width, to, [](Pair* at, __m512i pairs) { store(at, pairs); });
+}
+
+// For readers that come later: past the caches, which would first read what is overwritten. `to`: of a Buffer.
+inline void stream_rows(const Bf16* from, int64_t from_row, int rows, int width, Pair* to) {
+  pair_rows(from, from_row, rows, width, to, [](Pair* at, __m512i pairs) { _mm512_stream_si512(reinterpret_cast<__m512i*>(at), pairs); });
+  _mm_sfence();
 }
 
 // Rows [rows, width] -> [width / 2, columns] of pairs along the row; columns: rows up to a multiple of 16, zeros there.

@@ -340,10 +340,10 @@ class Layer {
         normalise_tile(tile, kept_.after, w.mlp_norm, normed + at * s.dim);
         swiglu_backward(swiglu_, packed_, dy + at * s.dim, count, kept_.inner + at * 2 * s.width, nullptr, t.dinner, t.act, nullptr, t.swiglu);
         swiglu_input(swiglu_, packed_, t.dinner, count, dnormed + at * s.dim, false);
-        pair_rows(normed + at * s.dim, s.dim, count, s.dim, normed_pairs + pair * s.dim);
-        pair_rows(dy + at * s.dim, s.dim, count, s.dim, dy_pairs + pair * s.dim);
-        pair_rows(t.act, s.width, count, s.width, act_pairs + pair * s.width);
-        pair_rows(t.dinner, 2 * s.width, count, 2 * s.width, dinner_pairs + pair * 2 * s.width);
+        stream_rows(normed + at * s.dim, s.dim, count, s.dim, normed_pairs + pair * s.dim);
+        stream_rows(dy + at * s.dim, s.dim, count, s.dim, dy_pairs + pair * s.dim);
+        stream_rows(t.act, s.width, count, s.width, act_pairs + pair * s.width);
+        stream_rows(t.dinner, 2 * s.width, count, 2 * s.width, dinner_pairs + pair * 2 * s.width);
       }
 #pragma omp for schedule(dynamic)
       for (size_t i = 0; i < rows_of.tiles.size(); i++) {
@@ -360,10 +360,10 @@ class Layer {
         swiglu_backward(expert, packed_, t.narrow, count, kept_.expert_inner + tile.row * 2 * width, factors, t.dinner, t.act, shares + tile.row, t.swiglu);
         swiglu_input(expert, packed_, t.dinner, count, t.state, false);
         round_row(t.state, count * s.dim, row_dnormed + tile.row * s.dim);
-        pair_rows(t.normed, s.dim, count, s.dim, row_normed + tile.row / 2 * s.dim);
-        pair_rows(t.narrow, s.dim, count, s.dim, row_dy + tile.row / 2 * s.dim);
-        pair_rows(t.act, width, count, width, row_act + tile.row / 2 * width);
-        pair_rows(t.dinner, 2 * width, count, 2 * width, row_dinner + tile.row * width);
+        stream_rows(t.normed, s.dim, count, s.dim, row_normed + tile.row / 2 * s.dim);
+        stream_rows(t.narrow, s.dim, count, s.dim, row_dy + tile.row / 2 * s.dim);
+        stream_rows(t.act, width, count, width, row_act + tile.row / 2 * width);
+        stream_rows(t.dinner, 2 * width, count, 2 * width, row_dinner + tile.row * width);
       }
 #pragma omp for schedule(dynamic)
       for (int64_t tile = 0; tile < tiles(); tile++) {
@@ -472,8 +472,8 @@ class Layer {
           for (int v = 0; v < s.value; v += LANES) dot += load(dout + one * s.value + v) * load(kept_.out + one * s.value + v);
           along[one] = sum(dot);
         }
-        pair_rows(dafter + at * s.dim, s.dim, count, s.dim, dafter_pairs + at / 2 * s.dim);
-        pair_rows(kept_.out + at * width, width, count, width, out_pairs + at / 2 * width);
+        stream_rows(dafter + at * s.dim, s.dim, count, s.dim, dafter_pairs + at / 2 * s.dim);
+        stream_rows(kept_.out + at * width, width, count, width, out_pairs + at / 2 * width);
       }
 #pragma omp for schedule(dynamic)
       for (int64_t unit = 0; unit < units(); unit++)
@@ -483,7 +483,7 @@ class Layer {
         const int count = rows(tile);
         const int64_t at = first(tile), pair = at / 2;
         for (int row = 0; row < count; row++) unrotate(at + row, dq, dk, t.latents + static_cast<int64_t>(row) * down(), t.wide);
-        pair_rows(dq + at * keys, keys, count, keys, dq_pairs + pair * keys);
+        stream_rows(dq + at * keys, keys, count, keys, dq_pairs + pair * keys);
         // Keys and values, back to their latent.
         for (int row = 0; row < count; row++) {
           for (int h = 0; h < s.heads; h++) {
@@ -493,25 +493,25 @@ class Layer {
             std::memcpy(to + s.nope, dv + one * s.value, s.value * sizeof(Bf16));
           }
         }
-        pair_rows(t.narrow, expanded, count, expanded, dexpanded_pairs + pair * expanded);
+        stream_rows(t.narrow, expanded, count, expanded, dexpanded_pairs + pair * expanded);
         product(Left::rows(t.narrow, expanded), packed_[kv_b_], count, s.latent, expanded / 2, t.wide, s.latent);
         unnormalise_latents(tile, s.query, s.latent, w.kv_norm, t.wide, kv_norm.of(tile), t.latents);
         normalise_latents(tile, s.query, s.latent, w.kv_norm, t.narrow);
-        pair_rows(t.narrow, s.latent, count, s.latent, latent_pairs + pair * s.latent);
+        stream_rows(t.narrow, s.latent, count, s.latent, latent_pairs + pair * s.latent);
         product(Left::rows(t.latents + s.query, down()), packed_[kv_a_], count, s.dim, (s.latent + s.rope) / 2, t.state, s.dim);
         // Queries.
         if (s.query) {
           product(Left::rows(dq + at * keys, keys), packed_[q_b_], count, s.query, keys / 2, t.wide, s.query);
           unnormalise_latents(tile, 0, s.query, w.q_norm, t.wide, q_norm.of(tile), t.latents);
           normalise_latents(tile, 0, s.query, w.q_norm, t.narrow);
-          pair_rows(t.narrow, s.query, count, s.query, query_pairs + pair * s.query);
+          stream_rows(t.narrow, s.query, count, s.query, query_pairs + pair * s.query);
           product(Left::rows(t.latents, down()), packed_[q_a_], count, s.dim, s.query / 2, t.state, s.dim, true);
         } else {
           product(Left::rows(dq + at * keys, keys), packed_[q_b_], count, s.dim, keys / 2, t.state, s.dim, true);
         }
-        pair_rows(t.latents, down(), count, down(), dlatent_pairs + pair * down());
+        stream_rows(t.latents, down(), count, down(), dlatent_pairs + pair * down());
         normalise_tile(tile, x_, w.attention_norm, t.normed);
-        pair_rows(t.normed, s.dim, count, s.dim, normed_pairs + pair * s.dim);
+        stream_rows(t.normed, s.dim, count, s.dim, normed_pairs + pair * s.dim);
         for (int row = 0; row < count; row++) {
           float* grad = t.state + static_cast<int64_t>(row) * s.dim;
           const int64_t token = (at + row) * s.dim;
