@@ -9,8 +9,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <new>
 
+#include "memory.h"
 #include "vectors.h"
 
 namespace {
@@ -20,20 +20,6 @@ typedef uint32_t Pair;
 
 constexpr int LANES = 16;
 constexpr int PANEL = 64;  // columns of a panel: what a product keeps of the right matrix near the core
-
-// Memory without initial values.
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t size) : at_(static_cast<T*>(::operator new(std::max<int64_t>(size, 1) * sizeof(T), std::align_val_t(64)))) {}
-  ~Buffer() { ::operator delete(at_, std::align_val_t(64)); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  operator T*() const { return at_; }
-
- private:
-  T* at_;
-};
 
 inline __m256i rounded(Vector x) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x)); }
 inline Vector widened(__m256i x) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
