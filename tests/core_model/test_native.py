@@ -111,6 +111,23 @@ def test_what_does_not_fit_is_refused():
         )
 
 
+@needs_compiler
+def test_positions_of_another_type_are_the_same():
+    config = tiny_config()
+    path, tokens = DecodePath(random_model(config), torch.float32), random_tokens(3, 1)
+    positions = torch.tensor([[5], [0], [7]])
+    states, _ = path.forward(tokens, positions, filled_cache(config, 3, 8))
+    assert torch.equal(path.forward(tokens, positions.int(), filled_cache(config, 3, 8))[0], states)
+
+
+@needs_compiler
+def test_vectors_of_another_size_or_type_are_refused():
+    product = CompiledLinear.of(torch.randn(5, 7), torch.float32)
+    for x in (torch.zeros(2, 6), torch.zeros(2, 7, dtype=torch.float64)):
+        with pytest.raises(ValueError, match="7 fp32 numbers"):
+            product.forward(x)
+
+
 def test_other_dtypes_and_large_models_take_operations(monkeypatch):
     layers, norm = random_model(tiny_config()).model.main_layers(), random_model(tiny_config()).model.norm
     assert CompiledLayers.of(layers, norm, torch.bfloat16) is None
@@ -141,6 +158,16 @@ def test_it_is_compiled_once(fresh, monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", version_only)
     assert native.library("decode") is not None
+
+
+@needs_compiler
+def test_a_damaged_library_is_compiled_anew(fresh):
+    assert native.library("decode") is not None
+    (made,) = fresh.iterdir()
+    made.unlink()
+    made.write_bytes(b"half of it")
+    native._loaded.cache_clear()
+    assert native.library("decode") is not None and native.reason_against("decode") is None
 
 
 @pytest.mark.parametrize("fault", ["no compiler", "no room", "a fault in the source", "turned off"])
