@@ -102,7 +102,7 @@ class Layer {
   }
 
   void forward(Bf16* y) {
-    pack_forward();
+    pack_weights(false);
     Buffer<Bf16> normed(s.router.experts ? s.tokens * s.dim : 0);
     Buffer<float> shared(s.router.experts ? s.tokens * s.dim : 0);
 #pragma omp parallel num_threads(s.threads)
@@ -122,7 +122,7 @@ class Layer {
 
   // dx and the gradients of all weights from dy; dweights [X, K] and dscores [X, E], or null: from the losses directly.
   void backward(const Bf16* dy, const float* dweights, const float* dscores, const Weights& grads, Bf16* dx) {
-    pack_backward();
+    pack_weights(true);
     Buffer<Bf16> after(s.tokens * s.dim);
     backward_feed(dy, dweights, dscores, grads, after);
     backward_attention(after, grads, dx);
@@ -159,26 +159,15 @@ class Layer {
             static_cast<int32_t>(unit % s.heads), key(), s.value, s.scale};
   }
 
-  void pack_forward() {
-    if (s.query) q_a_ = packed_.add(w.q_a, s.query, s.dim, false);
-    q_b_ = packed_.add(w.q_b, s.heads * key(), s.query ? s.query : s.dim, false);
-    kv_a_ = packed_.add(w.kv_a, s.latent + s.rope, s.dim, false);
-    kv_b_ = packed_.add(w.kv_b, s.heads * (s.nope + s.value), s.latent, false);
-    o_ = packed_.add(w.o, s.dim, s.heads * s.value, false);
-    pack_swiglu(swiglu_, w.gate, w.up, w.down, false);
-    for (int e = 0; e < s.router.experts; e++) pack_expert(e, false);
-    packed_.make(s.threads);
-  }
-
-  void pack_backward() {
-    const int inner = s.query ? s.query : s.dim;
-    if (s.query) q_a_ = packed_.add(w.q_a, s.query, s.dim, true);
-    q_b_ = packed_.add(w.q_b, s.heads * key(), inner, true);
-    kv_a_ = packed_.add(w.kv_a, s.latent + s.rope, s.dim, true);
-    kv_b_ = packed_.add(w.kv_b, s.heads * (s.nope + s.value), s.latent, true);
-    o_ = packed_.add(w.o, s.dim, s.heads * s.value, true);
-    pack_swiglu(swiglu_, w.gate, w.up, w.down, true);
-    for (int e = 0; e < s.router.experts; e++) pack_expert(e, true);
+  // Forward multiplies by W^T, backward by W.
+  void pack_weights(bool backward) {
+    if (s.query) q_a_ = packed_.add(w.q_a, s.query, s.dim, backward);
+    q_b_ = packed_.add(w.q_b, s.heads * key(), s.query ? s.query : s.dim, backward);
+    kv_a_ = packed_.add(w.kv_a, s.latent + s.rope, s.dim, backward);
+    kv_b_ = packed_.add(w.kv_b, s.heads * (s.nope + s.value), s.latent, backward);
+    o_ = packed_.add(w.o, s.dim, s.heads * s.value, backward);
+    pack_swiglu(swiglu_, w.gate, w.up, w.down, backward);
+    for (int e = 0; e < s.router.experts; e++) pack_expert(e, backward);
     packed_.make(s.threads);
   }
 
