@@ -1,4 +1,4 @@
-// Causal attention over one head of one sequence in bf16, exact, without the scores of all pairs in memory.
+// Causal attention over one head of one sequence, exact, without the scores of all pairs in memory.
 // Source: FlashAttention-2 (Dao 2023), algorithms 1 and 2.
 #pragma once
 
@@ -15,28 +15,24 @@ struct Head {
   int32_t count, heads, head, key, value;
   float scale;
 
-  int64_t at_key(int i) const { return (static_cast<int64_t>(tokens[i]) * heads + head) * key; }
-  int64_t at_value(int i) const { return (static_cast<int64_t>(tokens[i]) * heads + head) * value; }
   int64_t at(int i) const { return static_cast<int64_t>(tokens[i]) * heads + head; }
 };
 
-// The first `count` of sixteen.
-inline __mmask16 lanes(int count) {
-  return count >= LANES ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
-}
-
+template <class F>
 class Attention {
  public:
+  typedef typename F::Number Number;
+  typedef typename F::Step Step;
+
   // out [tokens, heads, value] and log-sum-exp [tokens, heads] of the sequence's tokens.
-  void forward(const Head& s, const Bf16* q, const Bf16* k, const Bf16* v, Bf16* out, float* lse) {
-    columns_ = (s.count + LANES - 1) / LANES * LANES;
-    gather_keys(s, q, queries_);
-    gather_keys(s, k, gathered_);
-    columns_of(gathered_, s.count, s.key, keys_);
-    gather_values(s, v, gathered_);
-    rows_of(gathered_, s.count, s.value, values_);
+  void forward(const Head& s, const Number* q, const Number* k, const Number* v, Number* out, float* lse) {
+    queries_.gather(s, q, s.key);
+    keys_.gather(s, k, s.key);
+    keys_.make_columns();
+    values_.gather(s, v, s.value);
+    values_.make_steps();
     scores_.resize(QUERIES * KEYS);
-    exponentials_.resize(QUERIES * KEYS);
+    weights_.resize(QUERIES * KEYS);
     sums_.resize(static_cast<size_t>(QUERIES) * s.value);
     for (int query = 0; query < s.count; query += QUERIES) {
       const int rows = std::min(QUERIES, s.count - query);
@@ -44,154 +40,196 @@ class Attention {
       std::fill(most, most + rows, -INFINITY);
       std::fill(total, total + rows, 0.0f);
       std::fill(sums_.begin(), sums_.end(), 0.0f);
-      const int end = (query + rows + LANES - 1) / LANES * LANES;
+      const int end = (query + rows + WHOLE - 1) / WHOLE * WHOLE;
       for (int key = 0; key < end; key += KEYS) {
         const int columns = std::min(KEYS, end - key);
-        product(Left::rows(&queries_[static_cast<size_t>(query) * s.key], s.key), Right::rows(&keys_[key], columns_), rows,
-                columns, s.key / 2, scores_.data(), KEYS);
+        product<F>(queries_.left(query), keys_.columns(key), rows, columns, s.key / F::STEP, scores_.data(), KEYS);
         for (int row = 0; row < rows; row++) {
-          weigh(&scores_[row * KEYS], columns, query + row + 1 - key, s.scale, most[row], total[row], &exponentials_[row * KEYS],
+          weigh(&scores_[row * KEYS], columns, query + row + 1 - key, s.scale, most[row], total[row], &weights_[row * KEYS],
                 &sums_[static_cast<size_t>(row) * s.value], s.value);
         }
-        product(Left::rows(exponentials_.data(), KEYS), Right::rows(&values_[static_cast<size_t>(key / 2) * s.value], s.value), rows,
-                s.value, columns / 2, sums_.data(), s.value, true);
+        product<F>(Left<F>::rows(weights_.data(), KEYS), values_.right(key), rows, s.value, columns / F::STEP, sums_.data(), s.value, true);
       }
       for (int row = 0; row < rows; row++) {
         const float inverse = 1.0f / total[row];
+        const int64_t at = s.at(query + row);
         for (int i = 0; i < s.value; i += LANES)
-          store(out + s.at_value(query + row) + i, load(&sums_[static_cast<size_t>(row) * s.value + i]) * inverse);
-        lse[s.at(query + row)] = most[row] + std::log(total[row]);
+          store(out + at * s.value + i, load(&sums_[static_cast<size_t>(row) * s.value + i]) * inverse);
+        lse[at] = most[row] + std::log(total[row]);
       }
     }
   }
 
   // Gradients of queries, keys and values; along [tokens, heads]: the sum of dout * out.
-  void backward(const Head& s, const Bf16* q, const Bf16* k, const Bf16* v, const Bf16* dout, const float* lse, const float* along,
-                Bf16* dq, Bf16* dk, Bf16* dv) {
-    columns_ = (s.count + LANES - 1) / LANES * LANES;
-    gather_keys(s, k, gathered_);
-    columns_of(gathered_, s.count, s.key, keys_);
-    rows_of(gathered_, s.count, s.key, key_rows_);
-    gather_values(s, v, gathered_);
-    columns_of(gathered_, s.count, s.value, values_);
-    gather_keys(s, q, queries_);
-    rows_of(queries_, s.count, s.key, query_rows_);
-    gather_values(s, dout, gathered_);
-    rows_of(gathered_, s.count, s.value, dout_rows_);
+  void backward(const Head& s, const Number* q, const Number* k, const Number* v, const Number* dout, const float* lse, const float* along,
+                Number* dq, Number* dk, Number* dv) {
+    keys_.gather(s, k, s.key);
+    keys_.make_columns();
+    keys_.make_steps();
+    values_.gather(s, v, s.value);
+    values_.make_columns();
+    queries_.gather(s, q, s.key);
+    queries_.make_steps();
+    douts_.gather(s, dout, s.value);
+    douts_.make_steps();
     scores_.resize(BLOCK * BLOCK);
+    dweights_.resize(BLOCK * BLOCK);
+    weights_.resize(BLOCK * BLOCK);
     dscores_.resize(BLOCK * BLOCK);
-    exponentials_.resize(BLOCK * BLOCK);
-    weight_pairs_.resize(BLOCK * BLOCK / 2);
-    dscore_pairs_.resize(BLOCK * BLOCK / 2);
+    weight_steps_.resize(F::IS_BF16 ? BLOCK * BLOCK / F::STEP : 0);
+    dscore_steps_.resize(F::IS_BF16 ? BLOCK * BLOCK / F::STEP : 0);
     dqueries_.assign(static_cast<size_t>(s.count) * s.key, 0.0f);
     for (int key = 0; key < s.count; key += BLOCK) {
-      const int columns = std::min<int>(BLOCK, columns_ - key);
       dkeys_.assign(static_cast<size_t>(BLOCK) * s.key, 0.0f);
       dvalues_.assign(static_cast<size_t>(BLOCK) * s.value, 0.0f);
-      for (int query = key; query < s.count; query += BLOCK) {
-        const int rows = std::min(BLOCK, s.count - query), pairs = (rows + 1) / 2;
-        product(Left::rows(&queries_[static_cast<size_t>(query) * s.key], s.key), Right::rows(&keys_[key], columns_), rows,
-                columns, s.key / 2, scores_.data(), BLOCK);
-        product(Left::rows(&gathered_[static_cast<size_t>(query) * s.value], s.value), Right::rows(&values_[key], columns_), rows,
-                columns, s.value / 2, dscores_.data(), BLOCK);
-        for (int row = 0; row < rows; row += 2) unweigh(s, query, key, row, rows, columns, lse, along);
-        product(Left::columns(weight_pairs_.data(), BLOCK), Right::rows(&dout_rows_[static_cast<size_t>(query / 2) * s.value], s.value),
-                columns, s.value, pairs, dvalues_.data(), s.value, true);
-        product(Left::columns(dscore_pairs_.data(), BLOCK), Right::rows(&query_rows_[static_cast<size_t>(query / 2) * s.key], s.key),
-                columns, s.key, pairs, dkeys_.data(), s.key, true);
-        product(Left::rows(exponentials_.data(), BLOCK), Right::rows(&key_rows_[static_cast<size_t>(key / 2) * s.key], s.key), rows,
-                s.key, columns / 2, &dqueries_[static_cast<size_t>(query) * s.key], s.key, true);
-      }
+      for (int query = key; query < s.count; query += BLOCK) backward_block(s, query, key, lse, along);
       for (int i = 0; i < std::min(BLOCK, s.count - key); i++) {
-        copy(&dkeys_[static_cast<size_t>(i) * s.key], s.key, dk + s.at_key(key + i));
-        copy(&dvalues_[static_cast<size_t>(i) * s.value], s.value, dv + s.at_value(key + i));
+        copy(&dkeys_[static_cast<size_t>(i) * s.key], s.key, dk + s.at(key + i) * s.key);
+        copy(&dvalues_[static_cast<size_t>(i) * s.value], s.value, dv + s.at(key + i) * s.value);
       }
     }
-    for (int i = 0; i < s.count; i++) copy(&dqueries_[static_cast<size_t>(i) * s.key], s.key, dq + s.at_key(i));
+    for (int i = 0; i < s.count; i++) copy(&dqueries_[static_cast<size_t>(i) * s.key], s.key, dq + s.at(i) * s.key);
   }
 
  private:
   static constexpr int QUERIES = 48, KEYS = 128;  // forward's blocks
   static constexpr int BLOCK = 64;                // backward's, both ways
+  static constexpr int WHOLE = 16;                // keys that are taken at once
+
+  // [tokens of the sequence up to a multiple of 16, width], zeros after the last token.
+  class Rows {
+   public:
+    void gather(const Head& s, const Number* from, int width) {
+      width_ = width;
+      count_ = (s.count + WHOLE - 1) / WHOLE * WHOLE;
+      rows_.resize(static_cast<size_t>(count_) * width);
+      for (int i = 0; i < s.count; i++) std::memcpy(&rows_[static_cast<size_t>(i) * width], from + s.at(i) * width, width * sizeof(Number));
+      std::fill(rows_.begin() + static_cast<int64_t>(s.count) * width, rows_.end(), Number{});
+    }
+    void make_columns() {
+      columns_.resize(static_cast<size_t>(count_) * width_ / F::STEP);
+      pack_rows<F>(rows_.data(), count_, width_, columns_.data());
+    }
+    void make_steps() {
+      if constexpr (F::IS_BF16) {
+        steps_.resize(static_cast<size_t>(count_) * width_ / F::STEP);
+        pair_rows(rows_.data(), width_, count_, width_, steps_.data());
+      }
+    }
+    int count() const { return count_; }
+    Left<F> left(int row) const { return Left<F>::rows(&rows_[static_cast<size_t>(row) * width_], width_); }
+    // What is summed over begins at an even row.
+    Right<F> right(int row) const {
+      const Step* steps;
+      if constexpr (F::IS_BF16) steps = steps_.data(); else steps = rows_.data();
+      return Right<F>::rows(steps + static_cast<int64_t>(row / F::STEP) * width_, width_);
+    }
+    // From a column on; one within a panel serves for the rest of that panel.
+    Right<F> columns(int column) const {
+      const int panel = column / PANEL * PANEL, width = std::min(PANEL, count_ - panel);
+      const Step* at = columns_.data() + static_cast<int64_t>(panel) * width_ / F::STEP;
+      return column == panel ? Right<F>::panels(at, count_ - panel) : Right<F>::rows(at + column - panel, width);
+    }
+
+   private:
+    int width_ = 0, count_ = 0;
+    std::vector<Number> rows_;
+    std::vector<Step> columns_, steps_;
+  };
+
+  // Of a block on the diagonal, half is not seen: it is taken by its corners.
+  void backward_block(const Head& s, int query, int key, const float* lse, const float* along) {
+    const int columns = std::min(BLOCK, keys_.count() - key), rows = std::min(BLOCK, s.count - query);
+    const int part = query == key ? WHOLE : BLOCK;
+    for (int begin = 0; begin < columns; begin += part) {
+      const int width = std::min(part, columns - begin), skipped = query == key ? begin : 0;
+      if (skipped >= rows) break;
+      const int64_t at = static_cast<int64_t>(skipped) * BLOCK + begin;
+      product<F>(queries_.left(query + skipped), keys_.columns(key + begin), rows - skipped, width, s.key / F::STEP, &scores_[at], BLOCK);
+      product<F>(douts_.left(query + skipped), values_.columns(key + begin), rows - skipped, width, s.value / F::STEP, &dweights_[at], BLOCK);
+    }
+    for (int row = 0; row < rows; row += F::STEP) unweigh(s, query, key, row, rows, columns, lse, along);
+    const Step *weights, *dscores;
+    if constexpr (F::IS_BF16) {
+      weights = weight_steps_.data();
+      dscores = dscore_steps_.data();
+    } else {
+      weights = weights_.data();
+      dscores = dscores_.data();
+    }
+    for (int begin = 0; begin < columns; begin += part) {
+      const int width = std::min(part, columns - begin), skipped = query == key ? begin : 0;
+      if (skipped >= rows) break;
+      const int64_t at = static_cast<int64_t>(skipped) / F::STEP * BLOCK + begin;
+      const int steps = (rows - skipped + F::STEP - 1) / F::STEP;
+      product<F>(Left<F>::columns(weights + at, BLOCK), douts_.right(query + skipped), width, s.value, steps, &dvalues_[static_cast<size_t>(begin) * s.value], s.value, true);
+      product<F>(Left<F>::columns(dscores + at, BLOCK), queries_.right(query + skipped), width, s.key, steps, &dkeys_[static_cast<size_t>(begin) * s.key], s.key, true);
+    }
+    for (int begin = 0; begin < rows; begin += part) {
+      const int seen = query == key ? std::min(columns, begin + part) : columns;
+      product<F>(Left<F>::rows(&dscores_[static_cast<size_t>(begin) * BLOCK], BLOCK), keys_.right(key), std::min(part, rows - begin), s.key,
+                 seen / F::STEP, &dqueries_[static_cast<size_t>(query + begin) * s.key], s.key, true);
+    }
+  }
 
   // Scores of a query to exponentials under the largest score so far; keys from `seen` on are not seen.
-  static void weigh(const float* scores, int columns, int seen, float scale, float& most, float& total, Bf16* out, float* sums,
-                    int value) {
-    __m512 high = _mm512_set1_ps(-INFINITY);
-    for (int i = 0; i < columns && i < seen; i += LANES)
-      high = _mm512_mask_max_ps(high, lanes(seen - i), high, _mm512_loadu_ps(scores + i));
-    const float now = std::max(most, _mm512_reduce_max_ps(high) * scale);
+  static void weigh(const float* scores, int columns, int seen, float scale, float& most, float& total, Number* out, float* sums, int value) {
+    Vector high = repeated(-INFINITY);
+    int i = 0;
+    for (; i + LANES <= std::min(columns, seen); i += LANES) high = larger(load(scores + i), high);
+    float now = largest(high);
+    for (; i < std::min(columns, seen); i++) now = std::max(now, scores[i]);
+    now = std::max(most, now * scale);
     if (most != now && total > 0) {
       const float factor = std::exp(most - now);
       total *= factor;
-      for (int i = 0; i < value; i += LANES) store(sums + i, load(sums + i) * factor);
+      for (int j = 0; j < value; j += LANES) store(sums + j, load(sums + j) * factor);
     }
     most = now;
     Vector all{};
-    for (int i = 0; i < columns; i += LANES) {
-      const __mmask16 there = lanes(seen - i);
-      const Vector weight = there ? _mm512_maskz_mov_ps(there, exponential(load(scores + i) * scale - now)) : Vector{};
+    for (i = 0; i < columns; i += LANES) {
+      const Vector weight = i < seen ? first(exponential(load(scores + i) * scale - now), seen - i) : Vector{};
       all += weight;
       store(out + i, weight);
     }
     total += sum(all);
   }
 
-  // Weights and the scores' gradients of two queries: the latter as rows, both as pairs of rows.
+  // Weights and the scores' gradients of a step of queries, as rows and as steps.
   void unweigh(const Head& s, int query, int key, int row, int rows, int columns, const float* lse, const float* along) {
-    const int count = std::min(2, rows - row);
-    float log_sums[2] = {}, alongs[2] = {};
+    const int count = std::min(F::STEP, rows - row);
+    float log_sums[F::STEP] = {}, alongs[F::STEP] = {};
     for (int one = 0; one < count; one++) {
       log_sums[one] = lse[s.at(query + row + one)];
       alongs[one] = along[s.at(query + row + one)];
     }
     for (int i = 0; i < columns; i += LANES) {
-      __m256i weights[2] = {}, gradients[2] = {};
+      Vector weights[F::STEP] = {}, gradients[F::STEP] = {};
       for (int one = 0; one < count; one++) {
-        const int at = (row + one) * BLOCK + i;
-        const __mmask16 seen = lanes(query + row + one + 1 - key - i);
-        if (seen) {
-          const Vector weight = _mm512_maskz_mov_ps(seen, exponential(load(&scores_[at]) * s.scale - log_sums[one]));
-          weights[one] = rounded(weight);
-          gradients[one] = rounded(_mm512_maskz_mov_ps(seen, weight * (load(&dscores_[at]) - alongs[one]) * s.scale));
+        const int at = (row + one) * BLOCK + i, seen = query + row + one + 1 - key - i;
+        if (seen > 0) {
+          weights[one] = first(exponential(load(&scores_[at]) * s.scale - log_sums[one]), seen);
+          gradients[one] = first(weights[one] * (load(&dweights_[at]) - alongs[one]) * s.scale, seen);
         }
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(&exponentials_[at]), gradients[one]);
       }
-      store(&weight_pairs_[row / 2 * BLOCK + i], paired(weights[0], weights[1]));
-      store(&dscore_pairs_[row / 2 * BLOCK + i], paired(gradients[0], gradients[1]));
+      for (int one = 0; one < F::STEP; one++) store(&dscores_[(row + one) * BLOCK + i], gradients[one]);
+      if constexpr (F::IS_BF16) {
+        store(&weight_steps_[row / 2 * BLOCK + i], paired(rounded(weights[0]), rounded(weights[1])));
+        store(&dscore_steps_[row / 2 * BLOCK + i], paired(rounded(gradients[0]), rounded(gradients[1])));
+      } else {
+        store(&weights_[row * BLOCK + i], weights[0]);
+      }
     }
   }
 
-  static void gather_keys(const Head& s, const Bf16* from, std::vector<Bf16>& to) {
-    to.resize(static_cast<size_t>(s.count) * s.key);
-    for (int i = 0; i < s.count; i++) std::memcpy(&to[static_cast<size_t>(i) * s.key], from + s.at_key(i), s.key * sizeof(Bf16));
-  }
-
-  static void gather_values(const Head& s, const Bf16* from, std::vector<Bf16>& to) {
-    to.resize(static_cast<size_t>(s.count) * s.value);
-    for (int i = 0; i < s.count; i++) std::memcpy(&to[static_cast<size_t>(i) * s.value], from + s.at_value(i), s.value * sizeof(Bf16));
-  }
-
-  void columns_of(const std::vector<Bf16>& from, int rows, int width, std::vector<Pair>& to) const {
-    to.resize(static_cast<size_t>(columns_) * width / 2);
-    pair_columns(from.data(), width, rows, width, to.data(), columns_);
-  }
-
-  // With rows of zeros up to a multiple of 16, since products take so many keys.
-  void rows_of(const std::vector<Bf16>& from, int rows, int width, std::vector<Pair>& to) const {
-    to.resize(static_cast<size_t>(columns_) * width / 2);
-    pair_rows(from.data(), width, rows, width, to.data());
-    std::fill(to.begin() + static_cast<int64_t>((rows + 1) / 2) * width, to.end(), 0);
-  }
-
-  static void copy(const float* from, int width, Bf16* to) {
+  static void copy(const float* from, int width, Number* to) {
     for (int i = 0; i < width; i += LANES) store(to + i, load(from + i));
   }
 
-  int64_t columns_ = 0;  // tokens up to a multiple of 16
-  std::vector<Bf16> queries_, gathered_, exponentials_;
-  std::vector<Pair> keys_, values_, key_rows_, query_rows_, dout_rows_, weight_pairs_, dscore_pairs_;
-  std::vector<float> scores_, dscores_, sums_, dqueries_, dkeys_, dvalues_;
+  Rows queries_, keys_, values_, douts_;
+  std::vector<Number> weights_, dscores_;
+  std::vector<Step> weight_steps_, dscore_steps_;
+  std::vector<float> scores_, dweights_, sums_, dqueries_, dkeys_, dvalues_;
 };
 
 }  // namespace

@@ -14,6 +14,7 @@
 
 #include <omp.h>
 
+#define VECTOR_BYTES 64  // sixteen numbers: in several registers where they are narrower
 #include "router.h"
 #include "vectors.h"
 

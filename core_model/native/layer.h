@@ -12,22 +12,23 @@
 namespace {
 
 constexpr int TILE = 96;       // tokens of a tile: a multiple of every number of rows that a product takes at once
-constexpr int BLOCK_ROWS = 48; // of a weight's gradient, taken by one thread
-constexpr int STRETCH = 512;   // pairs of tokens summed up before the next rows of the gradient
 
-inline float inverse_rms(const Bf16* x, int width, float eps) {
+template <typename Number>
+float inverse_rms(const Number* x, int width, float eps) {
   Vector squares{};
   for (int i = 0; i < width; i += LANES) squares += load(x + i) * load(x + i);
   return 1.0f / std::sqrt(sum(squares) / width + eps);
 }
 
-inline void normalise(const Bf16* x, const float* weight, int width, float eps, Bf16* out) {
+template <typename Number>
+void normalise(const Number* x, const float* weight, int width, float eps, Number* out) {
   const float inverse = inverse_rms(x, width, eps);
   for (int i = 0; i < width; i += LANES) store(out + i, load(x + i) * inverse * load(weight + i));
 }
 
 // grad becomes the gradient of x; dweight grows.
-inline void normalise_backward(const Bf16* x, const float* weight, int width, float eps, float* grad, float* dweight) {
+template <typename Number>
+void normalise_backward(const Number* x, const float* weight, int width, float eps, float* grad, float* dweight) {
   const float inverse = inverse_rms(x, width, eps);
   Vector dot{};
   for (int i = 0; i < width; i += LANES) {
@@ -42,35 +43,43 @@ inline void normalise_backward(const Bf16* x, const float* weight, int width, fl
 
 // Pairs (0, 1), (2, 3), ... times the complex rotations, or times their conjugates.
 inline void rotate(float* x, int width, const float* rotations, bool back) {
+  const Words lanes = count_up();
+  const Vector sign = numbers(bits(repeated(back ? -1.0f : 1.0f)) ^ (((lanes & 1) - 1) << 31));  // the first of a pair: the other way
   for (int i = 0; i < width; i += LANES) {
-    const __m512 pairs = _mm512_loadu_ps(x + i), by = _mm512_loadu_ps(rotations + i);
-    const __m512 other = _mm512_mul_ps(_mm512_permute_ps(pairs, 0xb1), _mm512_movehdup_ps(by));
-    const __m512 real = _mm512_moveldup_ps(by);
-    _mm512_storeu_ps(x + i, back ? _mm512_fmsubadd_ps(pairs, real, other) : _mm512_fmaddsub_ps(pairs, real, other));
+    const Vector pairs = load(x + i), by = load(rotations + i);
+    const Vector other = shuffled(pairs, lanes ^ 1) * shuffled(by, lanes | 1);
+    store(x + i, pairs * shuffled(by, lanes & ~1) + other * sign);
   }
 }
 
-inline void round_row(const float* from, int width, Bf16* to) {
+template <typename Number>
+void round_row(const float* from, int width, Number* to) {
   for (int i = 0; i < width; i += LANES) store(to + i, load(from + i));
 }
 
 // Weights in panels, made by all threads together.
+template <class F>
 class Packed {
  public:
-  int64_t add(const float* weight, int out, int in, bool transposed) {
+  typedef typename F::Step Step;
+
+  int add(const float* weight, int out, int in, bool transposed) {
     jobs_.push_back({weight, out, in, transposed, size_});
-    size_ += static_cast<int64_t>(out) * in / 2;
-    return jobs_.back().offset;
+    size_ += static_cast<int64_t>(out) * in / F::STEP;
+    return static_cast<int>(jobs_.size()) - 1;
   }
   void make(int threads) {
-    pairs_ = std::make_unique<Buffer<Pair>>(size_);
+    steps_ = std::make_unique<Buffer<Step>>(size_);
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (size_t i = 0; i < jobs_.size(); i++) {
       const Job& job = jobs_[i];
-      (job.transposed ? pack_transposed : pack)(job.weight, job.out, job.in, *pairs_ + job.offset);
+      (job.transposed ? pack_transposed<F> : pack<F>)(job.weight, job.out, job.in, *steps_ + job.offset);
     }
   }
-  Right operator[](int64_t offset) const { return Right::panels(*pairs_ + offset); }
+  Right<F> operator[](int which) const {
+    const Job& job = jobs_[which];
+    return Right<F>::panels(*steps_ + job.offset, job.transposed ? job.in : job.out);
+  }
 
  private:
   struct Job {
@@ -81,17 +90,55 @@ class Packed {
   };
   std::vector<Job> jobs_;
   int64_t size_ = 0;
-  std::unique_ptr<Buffer<Pair>> pairs_;
+  std::unique_ptr<Buffer<Step>> steps_;
+};
+
+// Rows that gradients of weights sum over: in fp32 these rows; in bf16 pairs of rows, which are written beside them, tile
+// by tile, while they are near the core. A tile begins at an even row.
+template <class F>
+class Summed {
+ public:
+  typedef typename F::Number Number;
+  typedef typename F::Step Step;
+
+  // rows: [count, width] that are there, or will be; null: rows of its own, written to their `place`.
+  Summed(const Number* rows, int64_t count, int width)
+      : width_(width), own_(F::IS_BF16 ? (count + 1) / 2 * width : rows ? 0 : count * width) {
+    if constexpr (!F::IS_BF16) steps_ = rows ? rows : own_; else steps_ = own_;
+  }
+  Summed(const Summed&) = delete;
+
+  // Where to write rows from `row` on: `near`, or where they stay.
+  Number* place(int64_t row, Number* near) {
+    if constexpr (F::IS_BF16) return near; else return own_ + row * width_;
+  }
+  // The rows from `row` on are at `from`.
+  void take(int64_t row, int count, const Number* from) {
+    if constexpr (F::IS_BF16) pair_rows<true>(from, width_, count, width_, own_ + row / 2 * width_);
+  }
+  int width() const { return width_; }
+  // From an even row on.
+  const Step* steps(int64_t row = 0) const { return steps_ + row / F::STEP * width_; }
+
+ private:
+  int width_;
+  Buffer<Step> own_;
+  const Step* steps_;
 };
 
 // Gradients of weights [rows, columns]: sums over tokens of the products of two of their numbers.
+template <class F>
 class WeightGradients {
+  static constexpr int BLOCK_ROWS = F::IS_BF16 ? 48 : 96;  // of a gradient, taken by one thread
+  static constexpr int STRETCH = F::IS_BF16 ? 512 : 128;   // steps of tokens summed up before the next rows of the gradient
+
  public:
-  // left, right: pairs of tokens, rows `left_width` and `right_width` wide.
-  void add(const Pair* left, int64_t left_width, int rows, const Pair* right, int64_t right_width, int columns, int64_t pairs, float* out) {
-    for (int row = 0; row < rows; row += BLOCK_ROWS) {
-      jobs_.push_back({Left::columns(left + row, left_width), Right::rows(right, right_width), std::min(BLOCK_ROWS, rows - row), columns,
-                       pairs, out + static_cast<int64_t>(row) * columns});
+  // `count` rows from `row` on: of `left` the numbers [at, at + rows) with all of `right`.
+  void add(const Summed<F>& left, int at, int rows, const Summed<F>& right, int64_t row, int64_t count, float* out) {
+    const int64_t steps = (count + F::STEP - 1) / F::STEP;
+    for (int begin = 0; begin < rows; begin += BLOCK_ROWS) {
+      jobs_.push_back({Left<F>::columns(left.steps(row) + at + begin, left.width()), Right<F>::rows(right.steps(row), right.width()),
+                       std::min(BLOCK_ROWS, rows - begin), right.width(), steps, out + static_cast<int64_t>(begin) * right.width()});
     }
   }
   // add: to what is there.
@@ -99,21 +146,21 @@ class WeightGradients {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (size_t i = 0; i < jobs_.size(); i++) {
       const Job& job = jobs_[i];
-      if (!job.pairs && !add) std::fill(job.out, job.out + static_cast<int64_t>(job.rows) * job.columns, 0.0f);
-      for (int64_t pair = 0; pair < job.pairs; pair += STRETCH) {
-        const Left left{job.left.at + pair * job.left.step, job.left.row, job.left.step};
-        const Right right = Right::rows(job.right.at + pair * job.right.width, job.right.width);
-        product(left, right, job.rows, job.columns, static_cast<int>(std::min<int64_t>(STRETCH, job.pairs - pair)), job.out, job.columns, add || pair > 0);
+      if (!job.steps && !add) std::fill(job.out, job.out + static_cast<int64_t>(job.rows) * job.columns, 0.0f);
+      for (int64_t step = 0; step < job.steps; step += STRETCH) {
+        const Left<F> left{job.left.at + step * job.left.step, job.left.row, job.left.step};
+        const Right<F> right = Right<F>::rows(job.right.at + step * job.right.width, job.right.width);
+        product<F>(left, right, job.rows, job.columns, static_cast<int>(std::min<int64_t>(STRETCH, job.steps - step)), job.out, job.columns, add || step > 0);
       }
     }
   }
 
  private:
   struct Job {
-    Left left;
-    Right right;
+    Left<F> left;
+    Right<F> right;
     int rows, columns;
-    int64_t pairs;
+    int64_t steps;
     float* out;
   };
   std::vector<Job> jobs_;
@@ -137,8 +184,8 @@ class NormGradient {
 // silu(x W_gate^T) * (x W_up^T), and then W_down.
 struct Swiglu {
   int dim, width;
-  int64_t gate, up, down;        // in Packed, for forward
-  int64_t gate_t, up_t, down_t;  // for backward
+  int gate, up, down;        // in Packed, for forward
+  int gate_t, up_t, down_t;  // for backward
 };
 
 struct SwigluScratch {
@@ -146,13 +193,15 @@ struct SwigluScratch {
 };
 
 // inner [rows, 2 width] (gate, then up) and act [rows, width] of x.
-inline void swiglu(const Swiglu& s, const Packed& packed, const Bf16* x, int rows, Bf16* inner, Bf16* act, SwigluScratch& scratch) {
+template <class F>
+void swiglu(const Swiglu& s, const Packed<F>& packed, const typename F::Number* x, int rows, typename F::Number* inner,
+            typename F::Number* act, SwigluScratch& scratch) {
   for (int column = 0; column < s.width; column += PANEL) {
-    panel_product(Left::rows(x, s.dim), packed[s.gate], rows, column, s.width, s.dim / 2, scratch.first, PANEL, false);
-    panel_product(Left::rows(x, s.dim), packed[s.up], rows, column, s.width, s.dim / 2, scratch.second, PANEL, false);
+    panel_product<F>(Left<F>::rows(x, s.dim), packed[s.gate], rows, column, s.width, s.dim / F::STEP, scratch.first, PANEL, false);
+    panel_product<F>(Left<F>::rows(x, s.dim), packed[s.up], rows, column, s.width, s.dim / F::STEP, scratch.second, PANEL, false);
     const int width = std::min(PANEL, s.width - column);
     for (int row = 0; row < rows; row++) {
-      Bf16* to = inner + static_cast<int64_t>(row) * 2 * s.width + column;
+      typename F::Number* to = inner + static_cast<int64_t>(row) * 2 * s.width + column;
       for (int i = 0; i < width; i += LANES) {
         store(to + i, load(&scratch.first[row * PANEL + i]));
         store(to + s.width + i, load(&scratch.second[row * PANEL + i]));
@@ -165,11 +214,12 @@ inline void swiglu(const Swiglu& s, const Packed& packed, const Bf16* x, int row
 
 // dinner [rows, 2 width] from dy. factors (or null): the share of each row's output that is used; then act becomes the
 // share of the activations, and dfactors the gradients of the shares.
-inline void swiglu_backward(const Swiglu& s, const Packed& packed, const Bf16* dy, int rows, const Bf16* inner, const float* factors,
-                            Bf16* dinner, Bf16* act, float* dfactors, SwigluScratch& scratch) {
+template <class F>
+void swiglu_backward(const Swiglu& s, const Packed<F>& packed, const typename F::Number* dy, int rows, const typename F::Number* inner,
+                     const float* factors, typename F::Number* dinner, typename F::Number* act, float* dfactors, SwigluScratch& scratch) {
   if (factors) std::fill(dfactors, dfactors + rows, 0.0f);
   for (int column = 0; column < s.width; column += PANEL) {
-    panel_product(Left::rows(dy, s.dim), packed[s.down_t], rows, column, s.width, s.dim / 2, scratch.first, PANEL, false);
+    panel_product<F>(Left<F>::rows(dy, s.dim), packed[s.down_t], rows, column, s.width, s.dim / F::STEP, scratch.first, PANEL, false);
     const int width = std::min(PANEL, s.width - column);
     for (int row = 0; row < rows; row++) {
       const int64_t at = static_cast<int64_t>(row) * 2 * s.width + column;
@@ -191,10 +241,11 @@ inline void swiglu_backward(const Swiglu& s, const Packed& packed, const Bf16* d
 }
 
 // dx [rows, dim] (+)= dinner times the weights.
-inline void swiglu_input(const Swiglu& s, const Packed& packed, const Bf16* dinner, int rows, float* dx, bool add) {
-  const Left gate = Left::rows(dinner, 2 * s.width), up = Left::rows(dinner + s.width, 2 * s.width);
-  product(gate, packed[s.gate_t], rows, s.dim, s.width / 2, dx, s.dim, add);
-  product(up, packed[s.up_t], rows, s.dim, s.width / 2, dx, s.dim, true);
+template <class F>
+void swiglu_input(const Swiglu& s, const Packed<F>& packed, const typename F::Number* dinner, int rows, float* dx, bool add) {
+  const Left<F> gate = Left<F>::rows(dinner, 2 * s.width), up = Left<F>::rows(dinner + s.width, 2 * s.width);
+  product<F>(gate, packed[s.gate_t], rows, s.dim, s.width / F::STEP, dx, s.dim, add);
+  product<F>(up, packed[s.up_t], rows, s.dim, s.width / F::STEP, dx, s.dim, true);
 }
 
 }  // namespace

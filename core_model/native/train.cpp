@@ -1,9 +1,8 @@
-// A decoder layer of V3, forward and backward, for whole sequences in bf16 over fp32 weights, on processors with
-// AVX-512 BF16.
+// A decoder layer of V3, forward and backward, for whole sequences in fp32, or in bf16 over fp32 weights.
 //
 // What lies between products (norms, rotations, softmax, SwiGLU, routing, casts of weights) is done on tiles of tokens
-// that are still near the core, and weights are rounded once a pass. Products sum in fp32; what is kept or multiplied
-// again is bf16. Results do not depend on the number of threads.
+// that are still near the core, and weights are laid out, and rounded, once a pass. Products sum in fp32; what is kept or
+// multiplied again is of the kind `F` (numbers.h). Results do not depend on the number of threads.
 //
 // Names: D model, H heads, N no-rope dim, R rope dim, V value dim, C kv latent, Q query latent, F expert width, E experts,
 // K experts of a token. All widths are multiples of 16.
@@ -37,9 +36,9 @@ struct Sequences {
   int64_t rotated;         // tokens t and t + rotated have the same
 };
 
-// What backward needs of forward, bf16 unless said otherwise.
+// What backward needs of forward, numbers of the kind unless said otherwise.
 struct Kept {
-  Bf16 *latents, *q, *k, *v, *out, *after, *inner, *expert_inner;  // [X, Q+C+R], [X, H, N+R] twice, [X, H, V] twice,
+  void *latents, *q, *k, *v, *out, *after, *inner, *expert_inner;  // [X, Q+C+R], [X, H, N+R] twice, [X, H, V] twice,
                                                                    // [X, D], [X, 2F], [X * K + E, 2F]
   float* lse;              // [X, H]
   int64_t* indices;        // [X, K]
@@ -80,35 +79,40 @@ class Rows {
   int64_t count() const { return static_cast<int64_t>(pairs.size()); }
 
   // The rows of a tile of [tokens, width], zeros where there is no token.
-  void gather(const Tile& tile, int chosen, const Bf16* from, int width, Bf16* to) const {
+  template <typename Number>
+  void gather(const Tile& tile, int chosen, const Number* from, int width, Number* to) const {
     for (int64_t i = 0; i < tile.count; i++, to += width) {
       const int64_t pair = pairs[tile.row + i];
       if (pair < 0) {
-        std::memset(to, 0, width * sizeof(Bf16));
+        std::memset(to, 0, width * sizeof(Number));
       } else {
-        std::memcpy(to, from + pair / chosen * width, width * sizeof(Bf16));
+        std::memcpy(to, from + pair / chosen * width, width * sizeof(Number));
       }
     }
   }
 };
 
+template <class F>
 class Layer {
  public:
-  Layer(const Shape& shape, const Weights& weights, const Sequences& sequences, const Bf16* x, const Kept& kept)
-      : s(shape), w(weights), sequences_(sequences), x_(x), kept_(kept) {
+  typedef typename F::Number Number;
+  static constexpr int STEP = F::STEP;
+
+  Layer(const Shape& shape, const Weights& weights, const Sequences& sequences, const void* x, const Kept& kept)
+      : s(shape), w(weights), sequences_(sequences), x_(static_cast<const Number*>(x)), kept_(kept) {
     swiglu_.dim = s.dim;
     swiglu_.width = s.width;
     experts_.resize(s.router.experts);
   }
 
-  void forward(Bf16* y) {
+  void forward(Number* y) {
     pack_weights(false);
-    Buffer<Bf16> normed(s.router.experts ? s.tokens * s.dim : 0);
+    Buffer<Number> normed(s.router.experts ? s.tokens * s.dim : 0);
     Buffer<float> shared(s.router.experts ? s.tokens * s.dim : 0);
 #pragma omp parallel num_threads(s.threads)
     {
       Scratch scratch(s);
-      Attention attention;
+      Attention<F> attention;
 #pragma omp for schedule(dynamic)
       for (int64_t tile = 0; tile < tiles(); tile++) project(tile, scratch);
 #pragma omp for schedule(dynamic)
@@ -121,14 +125,26 @@ class Layer {
   }
 
   // dx and the gradients of all weights from dy; dweights [X, K] and dscores [X, E], or null: from the losses directly.
-  void backward(const Bf16* dy, const float* dweights, const float* dscores, const Weights& grads, Bf16* dx) {
+  void backward(const Number* dy, const float* dweights, const float* dscores, const Weights& grads, Number* dx) {
     pack_weights(true);
-    Buffer<Bf16> after(s.tokens * s.dim);
+    Buffer<Number> after(s.tokens * s.dim);
     backward_feed(dy, dweights, dscores, grads, after);
     backward_attention(after, grads, dx);
   }
 
  private:
+  // Kept, by kind.
+  struct Arrays {
+    explicit Arrays(const Kept& k)
+        : latents(at(k.latents)), q(at(k.q)), k(at(k.k)), v(at(k.v)), out(at(k.out)), after(at(k.after)), inner(at(k.inner)),
+          expert_inner(at(k.expert_inner)), lse(k.lse), indices(k.indices), weights(k.weights), scores(k.scores) {}
+    static Number* at(void* one) { return static_cast<Number*>(one); }
+    Number *latents, *q, *k, *v, *out, *after, *inner, *expert_inner;
+    float* lse;
+    int64_t* indices;
+    float *weights, *scores;
+  };
+
   // Of one thread.
   struct Scratch {
     explicit Scratch(const Shape& s)
@@ -140,7 +156,7 @@ class Layer {
           act(static_cast<int64_t>(TILE) * std::max(s.width, s.expert_width)),
           dinner(static_cast<int64_t>(TILE) * 2 * std::max(s.width, s.expert_width)) {}
     Buffer<float> wide, state;
-    Buffer<Bf16> normed, narrow, latents, act, dinner;
+    Buffer<Number> normed, narrow, latents, act, dinner;
     SwigluScratch swiglu;
     Choice choice;
   };
@@ -191,13 +207,13 @@ class Layer {
     pack_swiglu(experts_[e], gate, gate + size, w.expert_down + e * size, backward);
   }
 
-  void normalise_tile(int64_t tile, const Bf16* x, const float* weight, Bf16* out) const {
+  void normalise_tile(int64_t tile, const Number* x, const float* weight, Number* out) const {
     for (int row = 0; row < rows(tile); row++)
       normalise(x + (first(tile) + row) * s.dim, weight, s.dim, s.eps, out + static_cast<int64_t>(row) * s.dim);
   }
 
   // The latent of queries or of keys and values, normed; `at` in kept latents.
-  void normalise_latents(int64_t tile, int at, int width, const float* weight, Bf16* out) const {
+  void normalise_latents(int64_t tile, int at, int width, const float* weight, Number* out) const {
     for (int row = 0; row < rows(tile); row++)
       normalise(kept_.latents + (first(tile) + row) * down() + at, weight, width, s.eps, out + static_cast<int64_t>(row) * width);
   }
@@ -206,53 +222,53 @@ class Layer {
   void project(int64_t tile, Scratch& t) const {
     const int count = rows(tile);
     normalise_tile(tile, x_, w.attention_norm, t.normed);
-    const Bf16* source = t.normed;
+    const Number* source = t.normed;
     if (s.query) {
-      product(Left::rows(t.normed, s.dim), packed_[q_a_], count, s.query, s.dim / 2, t.wide, s.query);
+      product<F>(Left<F>::rows(t.normed, s.dim), packed_[q_a_], count, s.query, s.dim / STEP, t.wide, s.query);
       for (int row = 0; row < count; row++) round_row(t.wide + static_cast<int64_t>(row) * s.query, s.query, latents(tile, row));
       normalise_latents(tile, 0, s.query, w.q_norm, t.narrow);
       source = t.narrow;
     }
     const int inner = s.query ? s.query : s.dim, width = s.heads * key();
-    product(Left::rows(source, inner), packed_[q_b_], count, width, inner / 2, t.wide, width);
+    product<F>(Left<F>::rows(source, inner), packed_[q_b_], count, width, inner / STEP, t.wide, width);
     for (int row = 0; row < count; row++) {
       float* from = t.wide + static_cast<int64_t>(row) * width;
       for (int h = 0; h < s.heads; h++) rotate(from + h * key() + s.nope, s.rope, rotation(first(tile) + row), false);
       round_row(from, width, kept_.q + (first(tile) + row) * width);
     }
     const int compressed = s.latent + s.rope, expanded = s.nope + s.value;
-    product(Left::rows(t.normed, s.dim), packed_[kv_a_], count, compressed, s.dim / 2, t.wide, compressed);
+    product<F>(Left<F>::rows(t.normed, s.dim), packed_[kv_a_], count, compressed, s.dim / STEP, t.wide, compressed);
     for (int row = 0; row < count; row++) {
       float* from = t.wide + static_cast<int64_t>(row) * compressed;
       rotate(from + s.latent, s.rope, rotation(first(tile) + row), false);
       round_row(from, compressed, latents(tile, row) + s.query);
     }
     normalise_latents(tile, s.query, s.latent, w.kv_norm, t.narrow);
-    product(Left::rows(t.narrow, s.latent), packed_[kv_b_], count, s.heads * expanded, s.latent / 2, t.wide, s.heads * expanded);
+    product<F>(Left<F>::rows(t.narrow, s.latent), packed_[kv_b_], count, s.heads * expanded, s.latent / STEP, t.wide, s.heads * expanded);
     for (int row = 0; row < count; row++) {
       for (int h = 0; h < s.heads; h++) {
         const float* from = t.wide + (static_cast<int64_t>(row) * s.heads + h) * expanded;
         const int64_t at = (first(tile) + row) * s.heads + h;
         round_row(from, s.nope, kept_.k + at * key());
-        std::memcpy(kept_.k + at * key() + s.nope, latents(tile, row) + s.query + s.latent, s.rope * sizeof(Bf16));
+        std::memcpy(kept_.k + at * key() + s.nope, latents(tile, row) + s.query + s.latent, s.rope * sizeof(Number));
         round_row(from + s.nope, s.value, kept_.v + at * s.value);
       }
     }
   }
 
-  Bf16* latents(int64_t tile, int row) const { return kept_.latents + (first(tile) + row) * down(); }
+  Number* latents(int64_t tile, int row) const { return kept_.latents + (first(tile) + row) * down(); }
 
   // The states after attention, then y of a dense layer, or what experts need: normed states and shared experts' output.
-  void feed(int64_t tile, Bf16* normed, float* shared, Bf16* y, Scratch& t) const {
+  void feed(int64_t tile, Number* normed, float* shared, Number* y, Scratch& t) const {
     const int count = rows(tile), width = s.heads * s.value;
     const int64_t at = first(tile) * s.dim;
-    product(Left::rows(kept_.out + first(tile) * width, width), packed_[o_], count, s.dim, width / 2, t.state, s.dim);
+    product<F>(Left<F>::rows(kept_.out + first(tile) * width, width), packed_[o_], count, s.dim, width / STEP, t.state, s.dim);
     for (int i = 0; i < count * s.dim; i += LANES) store(kept_.after + at + i, load(x_ + at + i) + load(t.state + i));
-    Bf16* h = s.router.experts ? normed + at : static_cast<Bf16*>(t.normed);
+    Number* h = s.router.experts ? normed + at : static_cast<Number*>(t.normed);
     normalise_tile(tile, kept_.after, w.mlp_norm, h);
     swiglu(swiglu_, packed_, h, count, kept_.inner + first(tile) * 2 * s.width, t.act, t.swiglu);
     float* out = s.router.experts ? shared + at : static_cast<float*>(t.state);
-    product(Left::rows(t.act, s.width), packed_[swiglu_.down], count, s.dim, s.width / 2, out, s.dim);
+    product<F>(Left<F>::rows(t.act, s.width), packed_[swiglu_.down], count, s.dim, s.width / STEP, out, s.dim);
     if (s.router.experts) {
       route(tile, h, t);
     } else {
@@ -261,7 +277,7 @@ class Layer {
   }
 
   // In fp32, as the routing bias steps are small.
-  void route(int64_t tile, const Bf16* normed, Scratch& t) const {
+  void route(int64_t tile, const Number* normed, Scratch& t) const {
     const int experts = s.router.experts, chosen = s.router.chosen;
     for (int row = 0; row < rows(tile); row++) {
       const int64_t token = first(tile) + row;
@@ -273,16 +289,19 @@ class Layer {
         scores[e] = sum(dot);
       }
       for (int e = 0; e < experts; e += LANES) {
-        const __mmask16 there = lanes(experts - e);
-        _mm512_mask_storeu_ps(scores + e, there, sigmoid(_mm512_maskz_loadu_ps(there, scores + e)));
+        const size_t some = std::min(LANES, experts - e) * sizeof(float);
+        Vector logits{};
+        std::memcpy(&logits, scores + e, some);
+        logits = sigmoid(logits);
+        std::memcpy(scores + e, &logits, some);
       }
       t.choice.choose(s.router, scores, kept_.indices + token * chosen, kept_.weights + token * chosen);
     }
   }
 
-  void forward_experts(const Bf16* normed, const float* shared, Bf16* y) const {
+  void forward_experts(const Number* normed, const float* shared, Number* y) const {
     const Rows rows_of(s, kept_.indices);
-    Buffer<Bf16> outputs(rows_of.count() * s.dim);
+    Buffer<Number> outputs(rows_of.count() * s.dim);
     const int chosen = s.router.chosen;
 #pragma omp parallel num_threads(s.threads)
     {
@@ -291,9 +310,9 @@ class Layer {
       for (size_t i = 0; i < rows_of.tiles.size(); i++) {
         const Rows::Tile& tile = rows_of.tiles[i];
         const int count = static_cast<int>(tile.count);
-        rows_of.gather(tile, chosen, normed, s.dim, t.normed);
+        rows_of.gather<Number>(tile, chosen, normed, s.dim, t.normed);
         swiglu(experts_[tile.expert], packed_, t.normed, count, kept_.expert_inner + tile.row * 2 * s.expert_width, t.act, t.swiglu);
-        product(Left::rows(t.act, s.expert_width), packed_[experts_[tile.expert].down], count, s.dim, s.expert_width / 2, t.state, s.dim);
+        product<F>(Left<F>::rows(t.act, s.expert_width), packed_[experts_[tile.expert].down], count, s.dim, s.expert_width / STEP, t.state, s.dim);
         round_row(t.state, count * s.dim, outputs + tile.row * s.dim);
       }
 #pragma omp for schedule(static)
@@ -309,15 +328,16 @@ class Layer {
   }
 
   // dafter: the gradient of the states after attention.
-  void backward_feed(const Bf16* dy, const float* dweights, const float* dscores, const Weights& grads, Bf16* dafter) {
+  void backward_feed(const Number* dy, const float* dweights, const float* dscores, const Weights& grads, Number* dafter) {
     const int experts = s.router.experts, chosen = s.router.chosen;
     const Rows rows_of(s, kept_.indices);
-    const int64_t pairs = (s.tokens + 1) / 2, row_pairs = rows_of.count() / 2;
-    Buffer<Bf16> normed(s.tokens * s.dim);
+    const int width = s.width, expert_width = s.expert_width;
+    Buffer<Number> normed(s.tokens * s.dim);
     Buffer<float> dnormed(s.tokens * s.dim), shares(rows_of.count()), dlogits(s.tokens * experts);
-    Buffer<Pair> normed_pairs(pairs * s.dim), dy_pairs(pairs * s.dim), act_pairs(pairs * s.width), dinner_pairs(pairs * 2 * s.width);
-    Buffer<Pair> row_normed(row_pairs * s.dim), row_dy(row_pairs * s.dim), row_act(row_pairs * s.expert_width), row_dinner(row_pairs * 2 * s.expert_width);
-    Buffer<Bf16> row_dnormed(rows_of.count() * s.dim);
+    Summed<F> normed_sum(normed, s.tokens, s.dim), dy_sum(dy, s.tokens, s.dim), act_sum(nullptr, s.tokens, width), dinner_sum(nullptr, s.tokens, 2 * width);
+    Summed<F> row_normed(nullptr, rows_of.count(), s.dim), row_dy(nullptr, rows_of.count(), s.dim);
+    Summed<F> row_act(nullptr, rows_of.count(), expert_width), row_dinner(nullptr, rows_of.count(), 2 * expert_width);
+    Buffer<Number> row_dnormed(rows_of.count() * s.dim);
     NormGradient norm(tiles(), s.dim);
 #pragma omp parallel num_threads(s.threads)
     {
@@ -325,41 +345,44 @@ class Layer {
 #pragma omp for schedule(dynamic)
       for (int64_t tile = 0; tile < tiles(); tile++) {
         const int count = rows(tile);
-        const int64_t at = first(tile), pair = at / 2;
+        const int64_t at = first(tile);
+        Number *const act = act_sum.place(at, t.act), *const dinner = dinner_sum.place(at, t.dinner);
         normalise_tile(tile, kept_.after, w.mlp_norm, normed + at * s.dim);
-        swiglu_backward(swiglu_, packed_, dy + at * s.dim, count, kept_.inner + at * 2 * s.width, nullptr, t.dinner, t.act, nullptr, t.swiglu);
-        swiglu_input(swiglu_, packed_, t.dinner, count, dnormed + at * s.dim, false);
-        stream_rows(normed + at * s.dim, s.dim, count, s.dim, normed_pairs + pair * s.dim);
-        stream_rows(dy + at * s.dim, s.dim, count, s.dim, dy_pairs + pair * s.dim);
-        stream_rows(t.act, s.width, count, s.width, act_pairs + pair * s.width);
-        stream_rows(t.dinner, 2 * s.width, count, 2 * s.width, dinner_pairs + pair * 2 * s.width);
+        swiglu_backward(swiglu_, packed_, dy + at * s.dim, count, kept_.inner + at * 2 * width, nullptr, dinner, act, nullptr, t.swiglu);
+        swiglu_input(swiglu_, packed_, dinner, count, dnormed + at * s.dim, false);
+        normed_sum.take(at, count, normed + at * s.dim);
+        dy_sum.take(at, count, dy + at * s.dim);
+        act_sum.take(at, count, act);
+        dinner_sum.take(at, count, dinner);
       }
 #pragma omp for schedule(dynamic)
       for (size_t i = 0; i < rows_of.tiles.size(); i++) {
         const Rows::Tile& tile = rows_of.tiles[i];
         const Swiglu& expert = experts_[tile.expert];
-        const int count = static_cast<int>(tile.count), width = s.expert_width;
+        const int count = static_cast<int>(tile.count);
         float factors[TILE];
         for (int row = 0; row < count; row++) {
           const int64_t pair = rows_of.pairs[tile.row + row];
           factors[row] = pair < 0 ? 0.0f : kept_.weights[pair];
         }
-        rows_of.gather(tile, chosen, normed, s.dim, t.normed);
-        rows_of.gather(tile, chosen, dy, s.dim, t.narrow);
-        swiglu_backward(expert, packed_, t.narrow, count, kept_.expert_inner + tile.row * 2 * width, factors, t.dinner, t.act, shares + tile.row, t.swiglu);
-        swiglu_input(expert, packed_, t.dinner, count, t.state, false);
+        Number *const states = row_normed.place(tile.row, t.normed), *const dout = row_dy.place(tile.row, t.narrow);
+        Number *const act = row_act.place(tile.row, t.act), *const dinner = row_dinner.place(tile.row, t.dinner);
+        rows_of.gather<Number>(tile, chosen, normed, s.dim, states);
+        rows_of.gather<Number>(tile, chosen, dy, s.dim, dout);
+        swiglu_backward(expert, packed_, dout, count, kept_.expert_inner + tile.row * 2 * expert_width, factors, dinner, act, shares + tile.row, t.swiglu);
+        swiglu_input(expert, packed_, dinner, count, t.state, false);
         round_row(t.state, count * s.dim, row_dnormed + tile.row * s.dim);
-        stream_rows(t.normed, s.dim, count, s.dim, row_normed + tile.row / 2 * s.dim);
-        stream_rows(t.narrow, s.dim, count, s.dim, row_dy + tile.row / 2 * s.dim);
-        stream_rows(t.act, width, count, width, row_act + tile.row / 2 * width);
-        stream_rows(t.dinner, 2 * width, count, 2 * width, row_dinner + tile.row * width);
+        row_normed.take(tile.row, count, states);
+        row_dy.take(tile.row, count, dout);
+        row_act.take(tile.row, count, act);
+        row_dinner.take(tile.row, count, dinner);
       }
 #pragma omp for schedule(dynamic)
       for (int64_t tile = 0; tile < tiles(); tile++) {
         for (int64_t token = first(tile); token < first(tile) + rows(tile); token++) {
           float* grad = dnormed + token * s.dim;
           for (int64_t pair = token * chosen; pair < (token + 1) * chosen; pair++) {
-            const Bf16* from = row_dnormed + rows_of.rows[pair] * s.dim;
+            const Number* from = row_dnormed + rows_of.rows[pair] * s.dim;
             for (int i = 0; i < s.dim; i += LANES) store(grad + i, load(grad + i) + load(from + i));
           }
           if (experts) unroute(token, rows_of, shares, dweights, dscores, dlogits + token * experts, grad);
@@ -370,15 +393,15 @@ class Layer {
       if (experts) router_gradient(dlogits, normed, grads.router);
     }
     norm.total(grads.mlp_norm);
-    WeightGradients products;
-    products.add(dinner_pairs, 2 * s.width, s.width, normed_pairs, s.dim, s.dim, pairs, grads.gate);
-    products.add(dinner_pairs + s.width, 2 * s.width, s.width, normed_pairs, s.dim, s.dim, pairs, grads.up);
-    products.add(dy_pairs, s.dim, s.dim, act_pairs, s.width, s.width, pairs, grads.down);
+    WeightGradients<F> products;
+    products.add(dinner_sum, 0, width, normed_sum, 0, s.tokens, grads.gate);
+    products.add(dinner_sum, width, width, normed_sum, 0, s.tokens, grads.up);
+    products.add(dy_sum, 0, s.dim, act_sum, 0, s.tokens, grads.down);
+    const int64_t size = static_cast<int64_t>(expert_width) * s.dim;
     for (int e = 0; e < experts; e++) {
-      const int64_t begin = rows_of.begins[e] / 2, some = rows_of.begins[e + 1] / 2 - begin, width = s.expert_width;
-      products.add(row_dinner + begin * 2 * width, 2 * width, 2 * s.expert_width, row_normed + begin * s.dim, s.dim, s.dim, some,
-                   grads.expert_gate_up + 2 * e * width * s.dim);
-      products.add(row_dy + begin * s.dim, s.dim, s.dim, row_act + begin * width, width, s.expert_width, some, grads.expert_down + e * width * s.dim);
+      const int64_t begin = rows_of.begins[e], count = rows_of.begins[e + 1] - begin;
+      products.add(row_dinner, 0, 2 * expert_width, row_normed, begin, count, grads.expert_gate_up + 2 * e * size);
+      products.add(row_dy, 0, s.dim, row_act, begin, count, grads.expert_down + e * size);
     }
     products.make(s.threads);
   }
@@ -411,7 +434,7 @@ class Layer {
   }
 
   // [E, D], in fp32; within a parallel region.
-  void router_gradient(const float* dlogits, const Bf16* normed, float* out) const {
+  void router_gradient(const float* dlogits, const Number* normed, float* out) const {
     constexpr int SOME = 6;
     const int experts = s.router.experts, columns = (s.dim + PANEL - 1) / PANEL, blocks = (experts + SOME - 1) / SOME;
 #pragma omp for schedule(dynamic)
@@ -431,29 +454,29 @@ class Layer {
     }
   }
 
-  void backward_attention(const Bf16* dafter, const Weights& grads, Bf16* dx) {
+  void backward_attention(const Number* dafter, const Weights& grads, Number* dx) {
     const int width = s.heads * s.value, keys = s.heads * key(), expanded = s.heads * (s.nope + s.value);
-    const int64_t pairs = (s.tokens + 1) / 2;
-    Buffer<Bf16> dout(s.tokens * width), dq(s.tokens * keys), dk(s.tokens * keys), dv(s.tokens * width);
+    Buffer<Number> dout(s.tokens * width), dq(s.tokens * keys), dk(s.tokens * keys), dv(s.tokens * width);
     Buffer<float> along(s.tokens * s.heads);
-    Buffer<Pair> dafter_pairs(pairs * s.dim), out_pairs(pairs * width), normed_pairs(pairs * s.dim), dlatent_pairs(pairs * down());
-    Buffer<Pair> query_pairs(pairs * s.query), dq_pairs(pairs * keys), latent_pairs(pairs * s.latent), dexpanded_pairs(pairs * expanded);
+    Summed<F> dafter_sum(dafter, s.tokens, s.dim), out_sum(kept_.out, s.tokens, width), normed_sum(nullptr, s.tokens, s.dim);
+    Summed<F> dlatent_sum(nullptr, s.tokens, down()), query_sum(nullptr, s.tokens, s.query), dq_sum(dq, s.tokens, keys);
+    Summed<F> latent_sum(nullptr, s.tokens, s.latent), dexpanded_sum(nullptr, s.tokens, expanded);
     NormGradient norm(tiles(), s.dim), q_norm(tiles(), s.query), kv_norm(tiles(), s.latent);
     const bool all = sequences_.ends[sequences_.count - 1] == s.tokens;  // else some tokens are of no document
     if (!all) {
-      std::memset(dq, 0, s.tokens * keys * sizeof(Bf16));
-      std::memset(dk, 0, s.tokens * keys * sizeof(Bf16));
-      std::memset(dv, 0, s.tokens * width * sizeof(Bf16));
+      std::memset(dq, 0, s.tokens * keys * sizeof(Number));
+      std::memset(dk, 0, s.tokens * keys * sizeof(Number));
+      std::memset(dv, 0, s.tokens * width * sizeof(Number));
     }
 #pragma omp parallel num_threads(s.threads)
     {
       Scratch t(s);
-      Attention attention;
+      Attention<F> attention;
 #pragma omp for schedule(dynamic)
       for (int64_t tile = 0; tile < tiles(); tile++) {
         const int count = rows(tile);
         const int64_t at = first(tile);
-        product(Left::rows(dafter + at * s.dim, s.dim), packed_[o_], count, width, s.dim / 2, t.wide, width);
+        product<F>(Left<F>::rows(dafter + at * s.dim, s.dim), packed_[o_], count, width, s.dim / STEP, t.wide, width);
         round_row(t.wide, count * width, dout + at * width);
         for (int64_t i = 0; i < static_cast<int64_t>(count) * s.heads; i++) {
           const int64_t one = at * s.heads + i;
@@ -461,8 +484,8 @@ class Layer {
           for (int v = 0; v < s.value; v += LANES) dot += load(dout + one * s.value + v) * load(kept_.out + one * s.value + v);
           along[one] = sum(dot);
         }
-        stream_rows(dafter + at * s.dim, s.dim, count, s.dim, dafter_pairs + at / 2 * s.dim);
-        stream_rows(kept_.out + at * width, width, count, width, out_pairs + at / 2 * width);
+        dafter_sum.take(at, count, dafter + at * s.dim);
+        out_sum.take(at, count, kept_.out + at * width);
       }
 #pragma omp for schedule(dynamic)
       for (int64_t unit = 0; unit < units(); unit++)
@@ -470,37 +493,42 @@ class Layer {
 #pragma omp for schedule(dynamic)
       for (int64_t tile = 0; tile < tiles(); tile++) {
         const int count = rows(tile);
-        const int64_t at = first(tile), pair = at / 2;
-        for (int row = 0; row < count; row++) unrotate(at + row, dq, dk, t.latents + static_cast<int64_t>(row) * down(), t.wide);
-        stream_rows(dq + at * keys, keys, count, keys, dq_pairs + pair * keys);
+        const int64_t at = first(tile);
+        Number* const dlatents = dlatent_sum.place(at, t.latents);
+        for (int row = 0; row < count; row++) unrotate(at + row, dq, dk, dlatents + static_cast<int64_t>(row) * down(), t.wide);
+        dq_sum.take(at, count, dq + at * keys);
         // Keys and values, back to their latent.
+        Number* const dexpanded = dexpanded_sum.place(at, t.narrow);
         for (int row = 0; row < count; row++) {
           for (int h = 0; h < s.heads; h++) {
             const int64_t one = (at + row) * s.heads + h;
-            Bf16* to = t.narrow + (static_cast<int64_t>(row) * s.heads + h) * (s.nope + s.value);
-            std::memcpy(to, dk + one * key(), s.nope * sizeof(Bf16));
-            std::memcpy(to + s.nope, dv + one * s.value, s.value * sizeof(Bf16));
+            Number* to = dexpanded + (static_cast<int64_t>(row) * s.heads + h) * (s.nope + s.value);
+            std::memcpy(to, dk + one * key(), s.nope * sizeof(Number));
+            std::memcpy(to + s.nope, dv + one * s.value, s.value * sizeof(Number));
           }
         }
-        stream_rows(t.narrow, expanded, count, expanded, dexpanded_pairs + pair * expanded);
-        product(Left::rows(t.narrow, expanded), packed_[kv_b_], count, s.latent, expanded / 2, t.wide, s.latent);
-        unnormalise_latents(tile, s.query, s.latent, w.kv_norm, t.wide, kv_norm.of(tile), t.latents);
-        normalise_latents(tile, s.query, s.latent, w.kv_norm, t.narrow);
-        stream_rows(t.narrow, s.latent, count, s.latent, latent_pairs + pair * s.latent);
-        product(Left::rows(t.latents + s.query, down()), packed_[kv_a_], count, s.dim, (s.latent + s.rope) / 2, t.state, s.dim);
+        dexpanded_sum.take(at, count, dexpanded);
+        product<F>(Left<F>::rows(dexpanded, expanded), packed_[kv_b_], count, s.latent, expanded / STEP, t.wide, s.latent);
+        unnormalise_latents(tile, s.query, s.latent, w.kv_norm, t.wide, kv_norm.of(tile), dlatents);
+        Number* const latent = latent_sum.place(at, t.narrow);
+        normalise_latents(tile, s.query, s.latent, w.kv_norm, latent);
+        latent_sum.take(at, count, latent);
+        product<F>(Left<F>::rows(dlatents + s.query, down()), packed_[kv_a_], count, s.dim, (s.latent + s.rope) / STEP, t.state, s.dim);
         // Queries.
         if (s.query) {
-          product(Left::rows(dq + at * keys, keys), packed_[q_b_], count, s.query, keys / 2, t.wide, s.query);
-          unnormalise_latents(tile, 0, s.query, w.q_norm, t.wide, q_norm.of(tile), t.latents);
-          normalise_latents(tile, 0, s.query, w.q_norm, t.narrow);
-          stream_rows(t.narrow, s.query, count, s.query, query_pairs + pair * s.query);
-          product(Left::rows(t.latents, down()), packed_[q_a_], count, s.dim, s.query / 2, t.state, s.dim, true);
+          product<F>(Left<F>::rows(dq + at * keys, keys), packed_[q_b_], count, s.query, keys / STEP, t.wide, s.query);
+          unnormalise_latents(tile, 0, s.query, w.q_norm, t.wide, q_norm.of(tile), dlatents);
+          Number* const query = query_sum.place(at, t.narrow);
+          normalise_latents(tile, 0, s.query, w.q_norm, query);
+          query_sum.take(at, count, query);
+          product<F>(Left<F>::rows(dlatents, down()), packed_[q_a_], count, s.dim, s.query / STEP, t.state, s.dim, true);
         } else {
-          product(Left::rows(dq + at * keys, keys), packed_[q_b_], count, s.dim, keys / 2, t.state, s.dim, true);
+          product<F>(Left<F>::rows(dq + at * keys, keys), packed_[q_b_], count, s.dim, keys / STEP, t.state, s.dim, true);
         }
-        stream_rows(t.latents, down(), count, down(), dlatent_pairs + pair * down());
-        normalise_tile(tile, x_, w.attention_norm, t.normed);
-        stream_rows(t.normed, s.dim, count, s.dim, normed_pairs + pair * s.dim);
+        dlatent_sum.take(at, count, dlatents);
+        Number* const normed = normed_sum.place(at, t.normed);
+        normalise_tile(tile, x_, w.attention_norm, normed);
+        normed_sum.take(at, count, normed);
         for (int row = 0; row < count; row++) {
           float* grad = t.state + static_cast<int64_t>(row) * s.dim;
           const int64_t token = (at + row) * s.dim;
@@ -511,22 +539,22 @@ class Layer {
     }
     norm.total(grads.attention_norm);
     kv_norm.total(grads.kv_norm);
-    WeightGradients products;
+    WeightGradients<F> products;
     if (s.query) {
       q_norm.total(grads.q_norm);
-      products.add(dlatent_pairs, down(), s.query, normed_pairs, s.dim, s.dim, pairs, grads.q_a);
-      products.add(dq_pairs, keys, keys, query_pairs, s.query, s.query, pairs, grads.q_b);
+      products.add(dlatent_sum, 0, s.query, normed_sum, 0, s.tokens, grads.q_a);
+      products.add(dq_sum, 0, keys, query_sum, 0, s.tokens, grads.q_b);
     } else {
-      products.add(dq_pairs, keys, keys, normed_pairs, s.dim, s.dim, pairs, grads.q_b);
+      products.add(dq_sum, 0, keys, normed_sum, 0, s.tokens, grads.q_b);
     }
-    products.add(dlatent_pairs + s.query, down(), s.latent + s.rope, normed_pairs, s.dim, s.dim, pairs, grads.kv_a);
-    products.add(dexpanded_pairs, expanded, expanded, latent_pairs, s.latent, s.latent, pairs, grads.kv_b);
-    products.add(dafter_pairs, s.dim, s.dim, out_pairs, width, width, pairs, grads.o);
+    products.add(dlatent_sum, s.query, s.latent + s.rope, normed_sum, 0, s.tokens, grads.kv_a);
+    products.add(dexpanded_sum, 0, expanded, latent_sum, 0, s.tokens, grads.kv_b);
+    products.add(dafter_sum, 0, s.dim, out_sum, 0, s.tokens, grads.o);
     products.make(s.threads);
   }
 
   // Queries' gradients before their rotation, in place, and that of the key which all heads share, into `latents`.
-  void unrotate(int64_t token, Bf16* dq, const Bf16* dk, Bf16* latents, float* scratch) const {
+  void unrotate(int64_t token, Number* dq, const Number* dk, Number* latents, float* scratch) const {
     float* shared = scratch + s.rope;
     std::fill(shared, shared + s.rope, 0.0f);
     for (int h = 0; h < s.heads; h++) {
@@ -543,7 +571,7 @@ class Layer {
   }
 
   // Gradients of normed latents to those of the latents, at their place in `to` [rows, Q+C+R].
-  void unnormalise_latents(int64_t tile, int at, int width, const float* weight, float* grad, float* dweight, Bf16* to) const {
+  void unnormalise_latents(int64_t tile, int at, int width, const float* weight, float* grad, float* dweight, Number* to) const {
     for (int row = 0; row < rows(tile); row++, grad += width) {
       normalise_backward(latents(tile, row) + at, weight, width, s.eps, grad, dweight);
       round_row(grad, width, to + static_cast<int64_t>(row) * down() + at);
@@ -553,28 +581,39 @@ class Layer {
   const Shape& s;
   const Weights& w;
   const Sequences& sequences_;
-  const Bf16* x_;
-  const Kept& kept_;
-  Packed packed_;
-  int64_t q_a_ = 0, q_b_ = 0, kv_a_ = 0, kv_b_ = 0, o_ = 0;  // in `packed_`
+  const Number* x_;
+  const Arrays kept_;
+  Packed<F> packed_;
+  int q_a_ = 0, q_b_ = 0, kv_a_ = 0, kv_b_ = 0, o_ = 0;  // in `packed_`
   Swiglu swiglu_{};  // the dense feed-forward, or the shared experts
   std::vector<Swiglu> experts_;
 };
 
 }  // namespace
 
-extern "C" void trivium_layer_forward(const Shape* shape, const Weights* weights, const Sequences* sequences, const Bf16* x,
-                                      const Kept* kept, Bf16* y) {
-  Layer(*shape, *weights, *sequences, x, *kept).forward(y);
+// kind: 0 fp32, 1 bf16.
+extern "C" void trivium_layer_forward(int32_t kind, const Shape* shape, const Weights* weights, const Sequences* sequences,
+                                      const void* x, const Kept* kept, void* y) {
+  if (kind) {
+    Layer<Bf16s>(*shape, *weights, *sequences, x, *kept).forward(static_cast<Bf16*>(y));
+  } else {
+    Layer<Fp32>(*shape, *weights, *sequences, x, *kept).forward(static_cast<float*>(y));
+  }
 }
 
-extern "C" void trivium_layer_backward(const Shape* shape, const Weights* weights, const Sequences* sequences, const Bf16* x,
-                                       const Kept* kept, const Bf16* dy, const float* dweights, const float* dscores, const Weights* grads,
-                                       Bf16* dx) {
-  Layer(*shape, *weights, *sequences, x, *kept).backward(dy, dweights, dscores, *grads, dx);
+extern "C" void trivium_layer_backward(int32_t kind, const Shape* shape, const Weights* weights, const Sequences* sequences,
+                                       const void* x, const Kept* kept, const void* dy, const float* dweights, const float* dscores,
+                                       const Weights* grads, void* dx) {
+  if (kind) {
+    Layer<Bf16s>(*shape, *weights, *sequences, x, *kept).backward(static_cast<const Bf16*>(dy), dweights, dscores, *grads, static_cast<Bf16*>(dx));
+  } else {
+    Layer<Fp32>(*shape, *weights, *sequences, x, *kept).backward(static_cast<const float*>(dy), dweights, dscores, *grads, static_cast<float*>(dx));
+  }
 }
 
-extern "C" double trivium_cross_entropy(const Bf16* hidden, const float* weight, const int64_t* labels, int64_t tokens, int32_t dim,
-                                        int32_t vocabulary, int32_t threads, Bf16* dhidden, float* dweight) {
-  return cross_entropy(hidden, weight, labels, tokens, dim, vocabulary, threads, dhidden, dweight);
+extern "C" double trivium_cross_entropy(int32_t kind, const void* hidden, const float* weight, const int64_t* labels, int64_t tokens,
+                                        int32_t dim, int32_t vocabulary, int32_t threads, void* dhidden, float* dweight) {
+  if (kind)
+    return cross_entropy<Bf16s>(static_cast<const Bf16*>(hidden), weight, labels, tokens, dim, vocabulary, threads, static_cast<Bf16*>(dhidden), dweight);
+  return cross_entropy<Fp32>(static_cast<const float*>(hidden), weight, labels, tokens, dim, vocabulary, threads, static_cast<float*>(dhidden), dweight);
 }

@@ -1,7 +1,8 @@
-"""A decoder layer's forward and backward as one call each into compiled code, for training in bf16 on CPU.
+"""A decoder layer's forward and backward as one call each into compiled code, for training on CPU.
 
-The code is core_model/native/train.cpp. It serves processors with AVX-512 BF16 and without AMX, whose products PyTorch
-does faster; everything else, and what `serves` leaves out, takes PyTorch's operations.
+The code is core_model/native/train.cpp. In fp32 it serves processors with AVX2; in bf16 those with AVX-512 BF16 and
+without AMX, whose products PyTorch does faster. Everything else, and what `serves` leaves out, takes PyTorch's
+operations.
 
 Shape suffixes: B batch, T tokens, X all tokens, D model, E experts, K experts per token.
 """
@@ -77,22 +78,29 @@ class Kept(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in KEPT]
 
 
+KINDS = {torch.float32: 0, torch.bfloat16: 1}  # as train.cpp numbers them
+
+
 @functools.cache
-def reason_against() -> str | None:
-    """Why training steps take PyTorch's operations; None where they are compiled."""
-    if not torch.cpu._is_avx512_bf16_supported():
+def reason_against(dtype: torch.dtype) -> str | None:
+    """Why training steps of this dtype take PyTorch's operations; None where they are compiled."""
+    if dtype not in KINDS:
+        return f"not for {dtype}"
+    if dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
         return "no AVX-512 BF16"
-    if torch.cpu._is_amx_tile_supported():
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
         return "AMX, which PyTorch's own products use"
+    if not torch.cpu._is_avx2_supported():
+        return "no AVX2"
     return native.reason_against("train")
 
 
 def serves(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> bool:
-    """Whether compiled code runs this layer: bf16 states over fp32 weights, whole sequences, widths that fit, as many
-    heads as threads, nothing left out of what backward keeps, and no part of the layer replaced or watched."""
-    if type(x_BTD) is not Tensor or x_BTD.dtype != torch.bfloat16 or x_BTD.device.type != "cpu" or not x_BTD.numel():
+    """Whether compiled code runs this layer: fp32 or bf16 states over fp32 weights, whole sequences, widths that fit, as
+    many heads as threads, nothing left out of what backward keeps, and no part of the layer replaced or watched."""
+    if type(x_BTD) is not Tensor or x_BTD.device.type != "cpu" or not x_BTD.numel():
         return False
-    if context.cache is not None or drops_derived() or reason_against() is not None or native.library("train") is None:
+    if context.cache is not None or drops_derived() or not _compiled(x_BTD.dtype):
         return False
     parts = (layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp)
     if not all(_plain(module) for part in parts for module in part.modules()):
@@ -106,6 +114,13 @@ def serves(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> boo
     widths += [attention.nope, attention.rope, attention.value, attention.latent]
     fits = all(width and width % LANES == 0 for width in widths)
     return fits and sequences * attention.heads >= torch.get_num_threads()
+
+
+def _compiled(dtype: torch.dtype) -> bool:
+    """Whether there is code for products of this dtype, and nobody wants them in another."""
+    if reason_against(dtype) is not None or native.library("train") is None:
+        return False
+    return dtype != torch.float32 or not torch.is_autocast_enabled("cpu")
 
 
 def _plain(module: nn.Module) -> bool:
@@ -126,17 +141,17 @@ def serves_loss(hidden_ND: Tensor, weight_WD: Tensor) -> bool:
     vocabulary, dim = weight_WD.shape
     return (
         hidden_ND.device.type == "cpu"
-        and (hidden_ND.dtype, weight_WD.dtype) == (torch.bfloat16, torch.float32)
+        and weight_WD.dtype == torch.float32
         and weight_WD.is_contiguous()
         and not (vocabulary % LANES or dim % LANES or vocabulary > MOST_VOCABULARY)
-        and reason_against() is None
+        and _compiled(hidden_ND.dtype)
     )
 
 
 def cross_entropy(
     hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, dhidden: Tensor | None, dweight: Tensor | None
 ) -> float:
-    """Sum of -log p(label); its gradients are written into the tensors given for them, bf16 [N, D] and fp32 [W, D].
+    """Sum of -log p(label); its gradients are written into the tensors given for them, [N, D] and fp32 [W, D].
 
     Raises:
         IndexError: a label that is no token.
@@ -148,7 +163,7 @@ def cross_entropy(
         )
     hidden, labels = hidden_ND.contiguous(), labels_N.contiguous()
     return _library().trivium_cross_entropy(
-        _address(hidden), _address(weight_WD), _address(labels), ctypes.c_int64(len(labels)), dim, vocabulary,
+        KINDS[hidden.dtype], _address(hidden), _address(weight_WD), _address(labels), ctypes.c_int64(len(labels)), dim, vocabulary,
         torch.get_num_threads(), *(None if one is None else _address(one) for one in (dhidden, dweight)),
     )  # fmt: skip
 
@@ -235,10 +250,10 @@ class _LayerFunction(torch.autograd.Function):
         names: tuple[str, ...],
         *weights: Tensor,
     ) -> Any:
-        x, kept = x_BTD.contiguous(), _keep(shape, order)
+        x, kept = x_BTD.contiguous(), _keep(shape, order, x_BTD.dtype)
         y = torch.empty_like(x)
         _library().trivium_layer_forward(
-            ctypes.byref(shape), ctypes.byref(_pointers(Weights, names, weights)), ctypes.byref(order.struct()),
+            KINDS[x.dtype], ctypes.byref(shape), ctypes.byref(_pointers(Weights, names, weights)), ctypes.byref(order.struct()),
             _address(x), ctypes.byref(_pointers(Kept, kept.keys(), kept.values())), _address(y),
         )  # fmt: skip
         ctx.save_for_backward(x, *kept.values(), *weights)
@@ -259,7 +274,7 @@ class _LayerFunction(torch.autograd.Function):
         dx, gradients = torch.empty_like(x), [torch.empty_like(weight) for weight in weights]
         given = [None if one is None else one.contiguous() for one in (dweights, dscores)]
         _library().trivium_layer_backward(
-            ctypes.byref(ctx.shape), ctypes.byref(_pointers(Weights, ctx.names, weights)),
+            KINDS[x.dtype], ctypes.byref(ctx.shape), ctypes.byref(_pointers(Weights, ctx.names, weights)),
             ctypes.byref(ctx.order.struct()), _address(x), ctypes.byref(_pointers(Kept, ctx.kept, kept)), _address(dy),
             *(None if one is None else _address(one) for one in given),
             ctypes.byref(_pointers(Weights, ctx.names, gradients)), _address(dx),
@@ -267,27 +282,27 @@ class _LayerFunction(torch.autograd.Function):
         return dx, None, None, None, None, *gradients
 
 
-def _keep(s: Shape, order: _Order) -> dict[str, Tensor]:
+def _keep(s: Shape, order: _Order, dtype: torch.dtype) -> dict[str, Tensor]:
     """Room for what forward leaves to backward."""
     tokens, heads = s.tokens, s.heads
 
-    def half(*sizes: int) -> Tensor:
-        return torch.empty(sizes, dtype=torch.bfloat16)
+    def states(*sizes: int) -> Tensor:
+        return torch.empty(sizes, dtype=dtype)
 
     kept = {
-        "latents": half(tokens, s.query + s.latent + s.rope),
-        "q": half(tokens, heads, s.nope + s.rope),
-        "k": half(tokens, heads, s.nope + s.rope),
-        "v": half(tokens, heads, s.value),
+        "latents": states(tokens, s.query + s.latent + s.rope),
+        "q": states(tokens, heads, s.nope + s.rope),
+        "k": states(tokens, heads, s.nope + s.rope),
+        "v": states(tokens, heads, s.value),
         # What is no document's attends to nothing.
-        "out": (torch.empty if order.covers(tokens) else torch.zeros)(tokens, heads, s.value, dtype=torch.bfloat16),
+        "out": (torch.empty if order.covers(tokens) else torch.zeros)(tokens, heads, s.value, dtype=dtype),
         "lse": torch.empty(tokens, heads),
-        "after": half(tokens, s.dim),
-        "inner": half(tokens, 2 * s.width),
+        "after": states(tokens, s.dim),
+        "inner": states(tokens, 2 * s.width),
     }
     if s.router.experts:
         chosen, experts = s.router.chosen, s.router.experts
-        kept["expert_inner"] = half(tokens * chosen + experts, 2 * s.expert_width)  # each expert's rows made even
+        kept["expert_inner"] = states(tokens * chosen + experts, 2 * s.expert_width)  # each expert's rows made even
         kept["indices"] = torch.empty(tokens, chosen, dtype=torch.int64)
         kept["weights"], kept["scores"] = torch.empty(tokens, chosen), torch.empty(tokens, experts)
     return kept
