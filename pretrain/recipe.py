@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from core_model.config import V3Config
 from pretrain.data.config import CorpusConfig
 from pretrain.schedule import LearningRate, Phase, Phases
-from recipes.schema import InputPath, RecomputePolicy, StageRecipe, StrictModel
+from recipes.schema import ComputeDtype, InputPath, RecomputePolicy, StageRecipe, StrictModel
 
 
 class Model(StrictModel):
@@ -82,9 +82,7 @@ class Recipe(StageRecipe):
     )
     balance_alpha: float = Field(default=1e-4, ge=0, description="sequence-wise balance loss (V3: 1e-4)")
     unbalanced: bool = Field(default=False, description="allow neither bias nor balance loss (for the ablation)")
-    compute_dtype: Literal["bfloat16", "float32"] = Field(
-        default="bfloat16", description="dtype of activations and products; master weights are fp32"
-    )
+    compute_dtype: ComputeDtype
     recompute: RecomputePolicy = "none"
     evaluation: Evaluation = Field(default=Evaluation(), description="validation")
     log_every: int = Field(default=10, ge=1, description="steps between metrics")

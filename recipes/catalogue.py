@@ -83,6 +83,8 @@ def print_doctor() -> None:
 
     from core_model import native
     from core_model.native import training
+    from core_model.parallel.device import training_device
+    from core_model.precision import fastest_dtype
     from recipes.provenance import git_state, hardware, versions
 
     machine = hardware()
@@ -94,8 +96,11 @@ def print_doctor() -> None:
     found = machine["accelerator"]
     table.add_row("accelerator", "none: the CPU is used" if found is None else f"{found['count']} x {found['kind']}")
     table.add_row("instruction set", torch.backends.cpu.get_cpu_capability())
-    for what, reason in (("decoding", native.reason_against("decode")), ("training", training.reason_against())):
+    compiled = {"decoding, torch.float32": native.reason_against("decode")}
+    compiled |= {f"training, {dtype}": training.reason_against(dtype) for dtype in training.KINDS}
+    for what, reason in compiled.items():
         table.add_row(what, "compiled code" if reason is None else f"PyTorch's operations: {reason}")
+    table.add_row("compute_dtype", f"{fastest_dtype(training_device())} where a recipe leaves it open")
     table.add_row("code", str(git_state()["commit"] or "not a git checkout"))
     for name, version in versions().items():
         table.add_row(name, version or "not installed")

@@ -34,6 +34,24 @@ RecomputePolicy = Annotated[
     Field(description="made again in backward: nothing, norms and MLA up-projections (V3, 3.2.3), whole layers"),
 ]
 
+
+def _fastest_dtype() -> str:
+    from core_model.parallel.device import training_device
+    from core_model.precision import fastest_dtype
+
+    return str(fastest_dtype(training_device())).removeprefix("torch.")
+
+
+# recipe.yaml holds what it was; a machine that computes otherwise refuses to go on with that run.
+ComputeDtype = Annotated[
+    Literal["bfloat16", "float32"],
+    Field(
+        default_factory=_fastest_dtype,
+        description="dtype of activations and products, the weights stay fp32; default: bfloat16 where the processor"
+        " multiplies it, else float32",
+    ),
+]
+
 # What decides where a run is kept and how it is shown, but not a number of it: left out when two recipes are compared.
 PLACEMENT_KEYS = frozenset({"run_dir", "group"})
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator
 
-from recipes.schema import InputPath, RecomputePolicy, StageRecipe
+from recipes.schema import ComputeDtype, InputPath, RecomputePolicy, StageRecipe
 
 
 class TrainerRecipe(StageRecipe, ABC):
@@ -51,9 +51,7 @@ class Recipe(TrainerRecipe):
     balance_alpha: float = Field(
         default=0.0001, ge=0, description="weight of the sequence-wise balance loss (V3's alpha: 0.0001, section 4.2)"
     )
-    compute_dtype: Literal["bfloat16", "float32"] = Field(
-        default="bfloat16", description="dtype of the activations and products; the weights stay fp32"
-    )
+    compute_dtype: ComputeDtype
     trainer: dict[str, Any] = Field(
         default={},
         description="keys of TRL's SFTConfig, passed on word for word: steps, batch, learning rate, intervals",

@@ -96,8 +96,8 @@ def reason_against(dtype: torch.dtype) -> str | None:
 
 
 def serves(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> bool:
-    """Whether compiled code runs this layer: fp32 or bf16 states over fp32 weights, whole sequences, widths that fit, as
-    many heads as threads, nothing left out of what backward keeps, and no part of the layer replaced or watched."""
+    """Whether compiled code runs this layer: fp32 or bf16 states over fp32 weights, whole sequences, widths that fit,
+    as many heads as threads, nothing left out of what backward keeps, and no part of the layer replaced or watched."""
     if type(x_BTD) is not Tensor or x_BTD.device.type != "cpu" or not x_BTD.numel():
         return False
     if context.cache is not None or drops_derived() or not _compiled(x_BTD.dtype):
@@ -163,8 +163,9 @@ def cross_entropy(
         )
     hidden, labels = hidden_ND.contiguous(), labels_N.contiguous()
     return _library().trivium_cross_entropy(
-        KINDS[hidden.dtype], _address(hidden), _address(weight_WD), _address(labels), ctypes.c_int64(len(labels)), dim, vocabulary,
-        torch.get_num_threads(), *(None if one is None else _address(one) for one in (dhidden, dweight)),
+        KINDS[hidden.dtype], _address(hidden), _address(weight_WD), _address(labels), ctypes.c_int64(len(labels)),
+        dim, vocabulary, torch.get_num_threads(),
+        *(None if one is None else _address(one) for one in (dhidden, dweight)),
     )  # fmt: skip
 
 
@@ -253,8 +254,9 @@ class _LayerFunction(torch.autograd.Function):
         x, kept = x_BTD.contiguous(), _keep(shape, order, x_BTD.dtype)
         y = torch.empty_like(x)
         _library().trivium_layer_forward(
-            KINDS[x.dtype], ctypes.byref(shape), ctypes.byref(_pointers(Weights, names, weights)), ctypes.byref(order.struct()),
-            _address(x), ctypes.byref(_pointers(Kept, kept.keys(), kept.values())), _address(y),
+            KINDS[x.dtype], ctypes.byref(shape), ctypes.byref(_pointers(Weights, names, weights)),
+            ctypes.byref(order.struct()), _address(x),
+            ctypes.byref(_pointers(Kept, kept.keys(), kept.values())), _address(y),
         )  # fmt: skip
         ctx.save_for_backward(x, *kept.values(), *weights)
         ctx.set_materialize_grads(False)

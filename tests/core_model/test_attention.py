@@ -157,8 +157,9 @@ def test_changing_one_document_leaves_the_others_alone():
     changed = tokens.clone()
     changed[0, 4:9] = (changed[0, 4:9] + 1) % 48
     before, after = (logits(model, x, position_ids=positions) for x in (tokens, changed))
-    torch.testing.assert_close(before[:, :4], after[:, :4], rtol=0, atol=1e-6)
-    torch.testing.assert_close(before[:, 9:], after[:, 9:], rtol=0, atol=1e-6)
+    # Other tokens go to other experts, and products of other sizes round otherwise: a unit in the last place.
+    torch.testing.assert_close(before[:, :4], after[:, :4], rtol=0, atol=1e-5)
+    torch.testing.assert_close(before[:, 9:], after[:, 9:], rtol=0, atol=1e-5)
     assert (before[:, 4:9] - after[:, 4:9]).abs().max() > 1e-2
 
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from reference import random_tokens, relative_difference
 from torch import nn
 
-from core_model import V3Config, V3ForCausalLM
-from core_model import native
+from core_model import V3Config, V3ForCausalLM, native
 from core_model.loss import cross_entropy_sum
 from core_model.moe.balance import router_statistics
 from core_model.native import training

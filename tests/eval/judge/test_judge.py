@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -175,7 +176,9 @@ FAILS = {
 @pytest.mark.parametrize("name", FAILS)
 def test_other_programs_fail(judge: Judge, name: str) -> None:
     source, verdict = FAILS[name]
-    one = program(judge, source)
+    # A machine's first use of memory can cost a second of CPU time per 200 MB.
+    limits = replace(SMALL, cpu_seconds=20) if verdict is Verdict.MEMORY_LIMIT else None
+    one = program(judge, source, limits=limits)
     assert one.verdict is verdict, one.detail
     assert one.verdict is Verdict.NO_ANSWER or one.detail
 
