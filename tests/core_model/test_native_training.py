@@ -304,3 +304,22 @@ def test_broken_states_do_not_look_sound(dtype):
     with torch.no_grad():
         model.model.layers[1].self_attn.kv_b_proj.weight[0, 0] = float("nan")
     assert gradients(model, random_tokens(2, 40, vocabulary=48))["loss"].isnan()
+
+
+@both
+@pytest.mark.parametrize(
+    "flags",
+    [("-mno-avx", "-DVECTOR_BYTES=64"), ("-mno-avx",)],
+    ids=["laid out as for AVX-512", "four numbers a register"],
+)
+def test_registers_of_other_processors(flags, dtype, monkeypatch, tmp_path_factory):
+    """Blocks and panels of other widths than here; the same sums."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "compiled"))
+    monkeypatch.setattr(native, "FLAGS", ("-O1", *native.FLAGS[1:], *flags))
+    library = native._opened("train")
+    monkeypatch.setattr(native, "library", lambda name: library)
+    for changes in ({}, CONFIGURATIONS["widths of several panels"]):
+        check_against_fp32(training_model(dtype, **changes), random_tokens(3, 101, vocabulary=48))
+    hidden, weight, labels = torch.randn(70, 32).to(dtype), torch.randn(80, 32), torch.arange(70)
+    expected = F.cross_entropy(hidden.float() @ weight.T, labels, reduction="sum")
+    torch.testing.assert_close(cross_entropy_sum(hidden, weight, labels), expected, rtol=5e-3, atol=0)
