@@ -26,6 +26,7 @@ from core_model.documents import find_documents
 from core_model.loss import IGNORE, cross_entropy_sum
 from core_model.moe import MoE
 from core_model.moe.balance import sequence_balance_loss
+from core_model.moe.cap import RankCap
 from core_model.moe.experts import Experts
 from core_model.moe.gate import Gate, Routing
 from core_model.mtp import MTPLayer, shift_left, targets
@@ -111,6 +112,7 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
     compute_dtype: activations are cast to it after the embedding and every product follows them; None keeps the
     embedding's dtype.
     recompute: what backward makes again instead of keeping (`core_model.recompute`).
+    rank_cap: most (token, expert) pairs of a rank in training (`core_model.moe.cap`); None drops nothing.
     """
 
     fp32_buffers = ("inv_freq",)
@@ -209,10 +211,24 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
         hidden = run(self.recompute, self.norm, x_BTD)
         return V3ModelOutput(hidden, past_key_values, context=context, routings=routings)
 
-    def routers(self) -> list[Gate]:
+    def routed(self) -> list[MoE]:
         """In the order of the layers, the MTP modules' last."""
-        layers = cast(list[DecoderLayer], list(self.layers))
-        return [layer.mlp.gate for layer in layers if isinstance(layer.mlp, MoE)]
+        return [layer.mlp for layer in cast(list[DecoderLayer], list(self.layers)) if isinstance(layer.mlp, MoE)]
+
+    def routers(self) -> list[Gate]:
+        return [moe.gate for moe in self.routed()]
+
+    @property
+    def rank_cap(self) -> RankCap | None:
+        return next((moe.cap for moe in self.routed()), None)
+
+    @rank_cap.setter
+    def rank_cap(self, cap: RankCap | None) -> None:
+        """Raises: ValueError: the experts of this model cannot be placed so."""
+        if cap is not None:
+            cap.check(self.config)
+        for moe in self.routed():
+            moe.cap = cap
 
     def count_load(self, layer: DecoderLayer, routing: Routing | None, context: AttentionContext) -> None:
         """Note a layer's routing for the routing bias, in training alone and once however often its forward runs."""
@@ -261,6 +277,14 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
     @recompute.setter
     def recompute(self, policy: Recompute) -> None:
         self.model.recompute = policy
+
+    @property
+    def rank_cap(self) -> RankCap | None:
+        return self.model.rank_cap
+
+    @rank_cap.setter
+    def rank_cap(self, cap: RankCap | None) -> None:
+        self.model.rank_cap = cap
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.embed_tokens

@@ -63,6 +63,8 @@ class RouterStatistics:
     max_violation: (largest load - mean) / mean (0 is even). dead: share of experts without a token.
     entropy: of the load distribution, over ln E (1 is even). bias_range: largest minus smallest bias.
     sequence_loss: the sequence-wise balance loss before alpha (1 is even), None where it is not part of the loss.
+    left_out: share of (token, expert) pairs that the rank cap left out, None where there is none. All else counts what
+    the router chose.
     """
 
     load: list[int]
@@ -71,6 +73,7 @@ class RouterStatistics:
     entropy: float
     bias_range: float
     sequence_loss: float | None = None
+    left_out: float | None = None
 
     def metrics(self) -> dict[str, float]:
         """The numbers to log, by name."""
@@ -86,6 +89,7 @@ def router_statistics(model: nn.Module) -> dict[str, RouterStatistics]:
             continue
         share = load / load.sum()
         total, sequences = gate.sequence_loss.tolist()
+        left_out, pairs = gate.left_out.tolist()
         entropy = -(share * share.clamp_min(1e-12).log()).sum() / torch.tensor(float(len(load))).log()
         found[name] = RouterStatistics(
             load=gate.tokens_per_expert.tolist(),
@@ -94,5 +98,6 @@ def router_statistics(model: nn.Module) -> dict[str, RouterStatistics]:
             entropy=float(entropy),
             bias_range=float(gate.e_score_correction_bias.max() - gate.e_score_correction_bias.min()),
             sequence_loss=total / sequences if sequences else None,
+            left_out=left_out / pairs if pairs else None,
         )
     return found

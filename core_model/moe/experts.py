@@ -1,4 +1,4 @@
-"""Routed experts: rows grouped by expert, two GEMMs an expert, nothing dropped.
+"""Routed experts: rows grouped by expert, two GEMMs an expert, nothing dropped (but what a rank cap leaves out).
 
 Shape suffixes: T tokens, K experts per token, D model, E experts, F expert width, P rows (token, expert) grouped by
 expert and padded.
@@ -27,7 +27,8 @@ class Rows(NamedTuple):
     """Placement of the T*K (token, expert) pairs in rows grouped by expert.
 
     token_P: the token of each row; rows that only pad name token 0 and have no pair.
-    row_TK: the row of each pair. ends: where each expert's rows end, padding included.
+    row_TK: the row of each pair. ends: where each expert's rows end, padding included; behind the last are those of
+    pairs that are not kept.
     """
 
     token_P: Tensor
@@ -35,19 +36,19 @@ class Rows(NamedTuple):
     ends: Tensor
 
 
-def group_rows(indices_TK: Tensor, experts: int, multiple: int) -> Rows:
+def group_rows(indices_TK: Tensor, experts: int, multiple: int, kept_TK: Tensor | None = None) -> Rows:
     """Group the pairs by expert, each group padded to a multiple of `multiple` rows; order within a group kept.
 
     Without padding (`multiple` 1) the number of rows is known beforehand, and no step makes a device wait.
     """
-    pairs = indices_TK.flatten()
+    pairs = (indices_TK if kept_TK is None else indices_TK.masked_fill(~kept_TK, experts)).flatten()
     sorted_pairs, order = pairs.sort(stable=True)
     ranks = torch.arange(len(pairs), device=pairs.device)
-    ends = torch.searchsorted(sorted_pairs, torch.arange(experts, device=pairs.device), right=True)
+    ends = torch.searchsorted(sorted_pairs, torch.arange(experts + 1, device=pairs.device), right=True)
     row_TK = torch.empty_like(pairs)
     if multiple == 1:
         row_TK[order] = ranks
-        return Rows(order // indices_TK.shape[1], row_TK.view_as(indices_TK), ends)
+        return Rows(order // indices_TK.shape[1], row_TK.view_as(indices_TK), ends[:-1])
     counts = ends.diff(prepend=ends.new_zeros(1))
     padded = (counts + multiple - 1) // multiple * multiple
     padded_ends = padded.cumsum(0)
@@ -56,7 +57,7 @@ def group_rows(indices_TK: Tensor, experts: int, multiple: int) -> Rows:
     token_P = torch.zeros(int(padded_ends[-1]), dtype=torch.long, device=pairs.device)
     token_P[rows] = order // indices_TK.shape[1]
     row_TK[order] = rows
-    return Rows(token_P, row_TK.view_as(indices_TK), padded_ends)
+    return Rows(token_P, row_TK.view_as(indices_TK), padded_ends[:-1])
 
 
 def weighted_sum(y_PD: Tensor, row_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
@@ -92,6 +93,7 @@ class _LoopedExperts(torch.autograd.Function):
             if end > start:
                 torch.mm(act_PF[start:end], down[expert].T, out=y_PD[start:end])
             start = end
+        y_PD[start:] = 0  # what is not kept
         ctx.save_for_backward(x_PD, h_P2F, act_PF, y_PD, weights_TK, gate_up, down, rows.token_P, rows.row_TK)
         ctx.ends = ends
         return weighted_sum(y_PD, rows.row_TK, weights_TK.to(x_TD.dtype))
@@ -124,26 +126,39 @@ class _LoopedExperts(torch.autograd.Function):
                 torch.mm(dh_P2F[start:end], gate_up[expert], out=dx_PD[start:end])
                 torch.mm(dh_P2F[start:end].T, x_PD[start:end], out=dgate_up[expert])
             start = end
+        dx_PD[start:] = 0
         return weighted_sum(dx_PD, row_TK, None), dweights_TK, dgate_up, ddown, None
 
 
-def looped_experts(x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def looped_experts(
+    x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor, kept_TK: Tensor | None = None
+) -> Tensor:
     """Experts as a loop of GEMMs; the fast way on CPU. [T, D]"""
     multiple = 1
     if x_TD.dtype == torch.bfloat16:
         many = indices_TK.numel() >= len(gate_up) * ROW_MULTIPLE // 2
         multiple = ROW_MULTIPLE if many else FEW_ROWS_MULTIPLE
-    rows = group_rows(indices_TK, len(gate_up), multiple)
+    rows = group_rows(indices_TK, len(gate_up), multiple, kept_TK)
     return _LoopedExperts.apply(x_TD, weights_TK, gate_up, down, rows)
 
 
-def grouped_experts(x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def grouped_experts(
+    x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor, kept_TK: Tensor | None = None
+) -> Tensor:
     """Experts through `F.grouped_mm`; the fast way on CUDA. [T, D]"""
-    rows = group_rows(indices_TK, len(gate_up), multiple=1)
+    rows = group_rows(indices_TK, len(gate_up), 1, kept_TK)
     ends = rows.ends.to(torch.int32)
-    h_P2F = F.grouped_mm(x_TD.index_select(0, rows.token_P), gate_up.transpose(1, 2), offs=ends)
+
+    def taken(x_PD: Tensor) -> Tensor:
+        """0 behind the last expert's rows, where products leave what memory held: in y, and backward's in dx."""
+        if kept_TK is None:
+            return x_PD
+        return x_PD.masked_fill((torch.arange(len(x_PD), device=ends.device) >= ends[-1]).unsqueeze(1), 0.0)
+
+    x_PD = taken(x_TD.index_select(0, rows.token_P))
+    h_P2F = F.grouped_mm(x_PD, gate_up.transpose(1, 2), offs=ends)
     gate, up = h_P2F.chunk(2, dim=-1)
-    y_PD = F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends)
+    y_PD = taken(F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends))
     y_TKD = y_PD.index_select(0, rows.row_TK.flatten()).unflatten(0, rows.row_TK.shape)
     return (y_TKD * weights_TK.to(y_TKD.dtype).unsqueeze(-1)).sum(dim=1)
 
@@ -158,7 +173,8 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, dim))
         self.down_proj = nn.Parameter(torch.empty(experts, dim, width))
 
-    def forward(self, x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor) -> Tensor:
+    def forward(self, x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, kept_TK: Tensor | None = None) -> Tensor:
+        """sum_k w_k E_k(x), [T, D]; pairs where `kept_TK` is False are not computed and add nothing."""
         run = looped_experts if x_TD.device.type == "cpu" else grouped_experts
         gate_up, down = self.gate_up_proj.to(x_TD.dtype), self.down_proj.to(x_TD.dtype)
-        return run(x_TD, indices_TK, weights_TK, gate_up, down)
+        return run(x_TD, indices_TK, weights_TK, gate_up, down, kept_TK)

@@ -18,11 +18,15 @@ from core_model.recompute import derived
 
 
 class Routing(NamedTuple):
-    """indices_TK (int64), weights_TK (fp32, with gradient), scores_TE (fp32 sigmoid, with gradient)."""
+    """indices_TK (int64), weights_TK (fp32, with gradient), scores_TE (fp32 sigmoid, with gradient).
+
+    kept_TK: False for the pairs that a rank cap left out of the experts' work; None where there is no cap.
+    """
 
     indices_TK: Tensor
     weights_TK: Tensor
     scores_TE: Tensor
+    kept_TK: Tensor | None = None
 
 
 def top_k_low_index(x: Tensor, k: int) -> Tensor:
@@ -37,13 +41,15 @@ class Gate(KeepsFp32Buffers):
     The bias is a persistent buffer, never touched by autograd: `balance.update_routing_bias` moves it by the load in
     `tokens_per_expert`, which it then resets. The load is counted by whoever runs the layers (`count`), not in forward:
     a forward that runs again for backward would count it twice. `sequence_loss` holds the sum of the sequence-wise
-    balance loss over as many sequences, [2], for the statistics.
+    balance loss over as many sequences, [2], for the statistics, `left_out` how many pairs a rank cap left out and of
+    how many, [2].
     """
 
     fp32_buffers = ("e_score_correction_bias", "sequence_loss")
     e_score_correction_bias: Tensor
     tokens_per_expert: Tensor
     sequence_loss: Tensor
+    left_out: Tensor
 
     def __init__(self, config: V3Config) -> None:
         super().__init__()
@@ -56,6 +62,7 @@ class Gate(KeepsFp32Buffers):
         self.register_buffer("e_score_correction_bias", torch.zeros(self.experts, dtype=torch.float32))
         self.register_buffer("tokens_per_expert", torch.zeros(self.experts, dtype=torch.int64), persistent=False)
         self.register_buffer("sequence_loss", torch.zeros(2, dtype=torch.float32), persistent=False)
+        self.register_buffer("left_out", torch.zeros(2, dtype=torch.int64), persistent=False)
 
     def select(self, scores_TE: Tensor) -> Tensor:
         """indices_TK by biased score, within the `topk_group` groups whose two best sum highest."""
@@ -84,13 +91,19 @@ class Gate(KeepsFp32Buffers):
 
     @torch.no_grad()
     def count(self, routing: Routing, real_BT: Tensor | None = None) -> None:
-        """Add a training forward's choices to the load; tokens that are padding (`real_BT` False) are none."""
+        """Add a training forward's choices to the load; tokens that are padding (`real_BT` False) are none.
+
+        What a rank cap left out was chosen: were it not counted, the bias would take an overfull rank for one that is
+        just full, and hardly move what made it so.
+        """
         if real_BT is None:
             ones_TK = torch.ones_like(routing.indices_TK)
         else:
             ones_TK = real_BT.flatten().long().unsqueeze(1).expand_as(routing.indices_TK)
         # Not bincount and no boolean index, which make a device wait for their size.
         self.tokens_per_expert.scatter_add_(0, routing.indices_TK.flatten(), ones_TK.flatten())
+        if routing.kept_TK is not None:
+            self.left_out += torch.stack((ones_TK.masked_fill(routing.kept_TK, 0).sum(), ones_TK.sum()))
 
     @torch.no_grad()
     def note_sequence_loss(self, mean: Tensor, sequences: int) -> None:
@@ -102,3 +115,4 @@ class Gate(KeepsFp32Buffers):
         """Start counting anew, once the routing bias has followed the load."""
         self.tokens_per_expert.zero_()
         self.sequence_loss.zero_()
+        self.left_out.zero_()

@@ -97,8 +97,11 @@ def reason_against(dtype: torch.dtype) -> str | None:
 
 def serves(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> bool:
     """Whether compiled code runs this layer: fp32 or bf16 states over fp32 weights, whole sequences, widths that fit,
-    as many heads as threads, nothing left out of what backward keeps, and no part of the layer replaced or watched."""
+    as many heads as threads, nothing left out of what backward keeps, no rank cap, and no part of the layer replaced or
+    watched."""
     if type(x_BTD) is not Tensor or x_BTD.device.type != "cpu" or not x_BTD.numel():
+        return False
+    if isinstance(layer.mlp, MoE) and layer.mlp.is_capped:
         return False
     if context.cache is not None or drops_derived() or not _compiled(x_BTD.dtype):
         return False

@@ -13,7 +13,7 @@ import torch
 from reference import random_model, random_tokens, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from core_model.moe import experts
+from core_model.moe import RankCap, experts
 from core_model.moe.balance import sequence_balance_loss, update_routing_bias
 from core_model.moe.experts import group_rows
 
@@ -85,6 +85,18 @@ def test_layers_run_without_waiting(rows, recompute):
         (torch.stack(balance).sum() + sum(state.square().sum() for state in states)).backward()
     counted = 19 if rows == "padded" else 24
     assert {int(gate.tokens_per_expert.sum()) for gate in backbone.routers()} == {2 * counted}
+
+
+def test_a_rank_cap_does_not_wait():
+    model = random_model(tiny_config()).train()
+    model.rank_cap = RankCap(4, 1)
+    backbone, tokens = model.model, random_tokens(2, 12)
+    context = backbone.attention_context((2, 12), None, None, None)
+    with RefusesToWait():
+        backbone.attention_context = lambda *args: context  # type: ignore[method-assign]
+        backbone(tokens).last_hidden_state.square().sum().backward()
+    assert all(gate.left_out.tolist()[1] == 48 for gate in backbone.routers()[:2])
+    assert any(gate.left_out.tolist()[0] for gate in backbone.routers())
 
 
 def test_rows_are_grouped_without_waiting():
