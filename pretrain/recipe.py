@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from core_model.config import V3Config
+from core_model.moe import RankCap
 from pretrain.data.config import CorpusConfig
 from pretrain.schedule import LearningRate, Phase, Phases
 from recipes.schema import ComputeDtype, InputPath, RecomputePolicy, StageRecipe, StrictModel
@@ -21,6 +22,15 @@ class Model(StrictModel):
     )
     init_std: float = Field(
         default=0.006, gt=0, description="standard deviation of every matrix (V3 report 4.2: 0.006)"
+    )
+
+
+class Cap(StrictModel):
+    """A bound on the rows of an expert-parallel rank; V3 has none. What it leaves out is logged as `left_out`."""
+
+    ranks: int = Field(ge=2, description="expert-parallel ranks, which hold equal runs of experts")
+    factor: float = Field(
+        ge=1, description="most (token, expert) pairs of a rank, times what an even load brings it (V2: 1)"
     )
 
 
@@ -81,6 +91,10 @@ class Recipe(StageRecipe):
         default=Phases(phases=(Phase(from_step=0, value=0.001),)), description="routing bias speed (V3: 0.001, then 0)"
     )
     balance_alpha: float = Field(default=1e-4, ge=0, description="sequence-wise balance loss (V3: 1e-4)")
+    rank_cap: Cap | None = Field(
+        default=None,
+        description="leaves a rank's lightest pairs out in training where more fall on it; null: nothing (V3)",
+    )
     unbalanced: bool = Field(default=False, description="allow neither bias nor balance loss (for the ablation)")
     compute_dtype: ComputeDtype
     recompute: RecomputePolicy = "none"
@@ -106,6 +120,8 @@ class Recipe(StageRecipe):
                     f"the model's vocab_size {config.vocab_size} is not corpus.vocabulary_size "
                     f"{self.corpus.vocabulary_size}"
                 )
+            if self.rank_cap is not None:
+                RankCap(self.rank_cap.ranks, self.rank_cap.factor).check(config)
         balanced = self.balance_alpha > 0 or any(phase.value > 0 for phase in self.bias_speed.phases)
         if not balanced and not self.unbalanced:
             raise ValueError(

@@ -10,6 +10,7 @@ import torch
 
 from core_model.config import V3Config
 from core_model.errors import InputError
+from core_model.moe import RankCap
 from core_model.parallel.device import training_device
 from pretrain import validation
 from pretrain.batches import StepBatches
@@ -31,7 +32,8 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> V3ForCausalLM:
     """The model of this stage, on its device.
 
     Raises:
-        InputError: the configuration does not fit together, or its vocabulary is not the tokenizer's.
+        InputError: the configuration does not fit together, its vocabulary is not the tokenizer's, or its experts do
+            not divide among the ranks of the cap.
     """
     from core_model.model import V3ForCausalLM
 
@@ -53,6 +55,13 @@ def build_model(recipe: Recipe, vocabulary_size: int) -> V3ForCausalLM:
         )
     model.compute_dtype = getattr(torch, recipe.compute_dtype)
     model.recompute = recipe.recompute
+    if recipe.rank_cap is not None:
+        try:
+            model.rank_cap = RankCap(recipe.rank_cap.ranks, recipe.rank_cap.factor)
+        except ValueError as error:
+            raise InputError(
+                "recipe", where="rank_cap", expected="one that the model's experts can be placed by", found=str(error)
+            ) from error
     return model.to(training_device())  # type: ignore[arg-type]
 
 

@@ -166,6 +166,9 @@ def test_killed_at_a_checkpoint_it_ends_bit_for_bit_the_same(base: Path, tmp_pat
             {"model": {**TINY["model"], "overrides": {"vocab_size": 512}}},
             "vocab_size 512 is not corpus.vocab",
         ),
+        ({"rank_cap": {"ranks": 3, "factor": 1.5}}, "8 experts do not divide among the 3 ranks"),
+        ({"rank_cap": {"ranks": 4, "factor": 0.5}}, "rank_cap.factor"),
+        ({"rank_cap": {"ranks": 1, "factor": 1.5}}, "rank_cap.ranks"),
         ({"corpus": {**TINY["corpus"], "task_families": ["foo"]}}, "no task family 'foo'; there are chain_sum"),
     ],
 )
@@ -180,6 +183,30 @@ def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(base: Path, tmp_path
     recipe = load_recipe(write_recipe(tmp_path, changes), [f"run_dir={tmp_path / 'run'}"])
     with pytest.raises(InputError, match="vocabulary"):
         train(recipe)
+
+
+def test_a_rank_cap_of_a_given_model_is_checked_against_its_experts(base: Path, tmp_path: Path) -> None:
+    changes = {
+        "model": None,
+        "corpus": None,
+        "init_from": str(base / "model"),
+        "corpus_from": str(base / "corpus"),
+        "rank_cap": {"ranks": 3, "factor": 1.5},
+    }
+    recipe = load_recipe(write_recipe(tmp_path, changes), [f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(InputError, match=r"rank_cap.*8 experts do not divide among the 3 ranks"):
+        build_model(recipe, 300)
+
+
+def test_what_a_rank_cap_left_out_is_logged_and_reported(base: Path, tmp_path: Path) -> None:
+    changes = {"rank_cap": {"ranks": 4, "factor": 1.0}, "corpus": None, "corpus_from": str(base / "corpus"), "steps": 1}
+    run = train(load_recipe(write_recipe(tmp_path, changes), [f"run_dir={tmp_path / 'run'}"]))
+    (line,) = (x for x in map(json.loads, (run.path / "metrics.jsonl").read_text().splitlines()) if "loss" in x)
+    routers = json.loads((run.path / "report.json").read_text())["routers"]
+    for layer in (1, 2):
+        share = line[f"router/layer_{layer}/left_out"]
+        assert 0 < share < 1 and routers[f"layer {layer}"]["left_out"] == share
+    assert "left_out" not in (base / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("policy", ["none", "v3", "layer"])
