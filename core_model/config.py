@@ -7,6 +7,7 @@ their absence has happened to others (NVIDIA-NeMo/Megatron-Bridge#5165).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -45,6 +46,11 @@ SIZES = (
 )
 MAY_BE_ZERO = ("num_nextn_predict_layers", "n_shared_experts", "first_k_dense_replace")
 MAY_BE_NONE = ("n_routed_experts", "q_lora_rank")
+# Numbers that are no sizes, and what each must exceed; at base 1 the rotary pairs would all turn alike.
+ABOVE = {"routed_scaling_factor": 0, "rms_norm_eps": 0, "rope_theta": 1}
+YARN_ABOVE = {"beta_fast": 0, "beta_slow": 0}
+YARN_LEAST = {"factor": 1, "original_max_position_embeddings": 1, "mscale": 0, "mscale_all_dim": 0}
+YARN_UNKNOWN = {"attention_factor": None, "truncate": True}  # with the values that change nothing
 
 
 class V3Config(PreTrainedConfig):
@@ -112,6 +118,11 @@ class V3Config(PreTrainedConfig):
                 continue
             if type(value) is not int or value < least:
                 yield f"{name} must be an integer >= {least}, not {value!r}"
+        for name, bound in ABOVE.items():
+            if not _is_number(value := getattr(self, name)) or value <= bound:
+                yield f"{name} must be a number > {bound}, not {value!r}"
+        if type(self.norm_topk_prob) is not bool:
+            yield f"norm_topk_prob must be true or false, not {self.norm_topk_prob!r}"
         if self.rope_scaling is not None:
             if not isinstance(self.rope_scaling, dict):
                 yield f"rope_scaling must be null or a dictionary, not {self.rope_scaling!r}"
@@ -119,6 +130,7 @@ class V3Config(PreTrainedConfig):
                 missing = {"factor", "original_max_position_embeddings"} - self.rope_scaling.keys()
                 if missing:
                     yield f"rope_scaling lacks {' and '.join(sorted(missing))}"
+                yield from _yarn_problems(self.rope_scaling)
 
     def _problems(self) -> Iterator[str]:
         for name in ("qk_rope_head_dim", "qk_nope_head_dim", "kv_lora_rank"):
@@ -167,6 +179,20 @@ class V3Config(PreTrainedConfig):
         if name not in PRESETS:
             raise ValueError(f"no preset {name!r}; there are {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **overrides})
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _yarn_problems(scaling: dict[str, Any]) -> Iterator[str]:
+    for name, value in scaling.items():
+        if name in YARN_ABOVE and not (_is_number(value) and value > YARN_ABOVE[name]):
+            yield f"rope_scaling.{name} must be a number > {YARN_ABOVE[name]}, not {value!r}"
+        if name in YARN_LEAST and not (_is_number(value) and value >= YARN_LEAST[name]):
+            yield f"rope_scaling.{name} must be a number >= {YARN_LEAST[name]}, not {value!r}"
+        if name in YARN_UNKNOWN and value is not YARN_UNKNOWN[name]:
+            yield f"rope_scaling.{name} must be left out: DeepSeek's YaRN has none"
 
 
 def refuse_unknown_fields(overrides: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def verify_manifest(folder: Path, *, required: bool = True) -> None:
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         entries = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(manifest, expected="a manifest: files with size and sha256", found=f"{error!r}") from error
     for name, (size, sha256) in entries.items():
         path = folder / name

@@ -45,7 +45,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
         raise InputError(path, expected="a DeepSeek-V3 model folder", found="no config.json")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(path, expected="JSON", found=str(error)) from error
     if not isinstance(fields, dict):
         raise InputError(path, expected="a JSON object", found=type(fields).__name__)
@@ -61,16 +61,33 @@ def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> V3Conf
         InputError: no config.json, not JSON, not a deepseek_v3 model, or fields that do not fit together.
     """
     path, fields = folder / CONFIG, read_fields(folder)
-    rope = fields.get("rope_parameters") or {}  # transformers 5 writes RoPE's fields in one dictionary
-    if rope and "rope_theta" not in fields:
-        fields["rope_theta"] = rope.get("rope_theta", 10000.0)
-        fields["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+    if fields.get("rope_interleave", True) is not True:  # transformers' field: weights of the other layout
+        found = repr(fields["rope_interleave"])
+        raise InputError(path, where="rope_interleave", expected="true, DeepSeek's layout of rotary pairs", found=found)
+    fields |= _rope_fields(path, fields)
     known = {name: fields[name] for name in CONFIG_FIELDS if name in fields}
     try:
         refuse_unknown_fields(overrides or {})
         return V3Config(**{**known, **(overrides or {})})
     except ValueError as error:
         raise InputError(path, expected="a consistent configuration", found=str(error)) from error
+
+
+def _rope_fields(path: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """What `rope_parameters` says, in which transformers 5 writes RoPE's fields together, in DeepSeek's fields.
+
+    Where both are there, as transformers reads them: the base in it counts, and its scaling if `rope_scaling` is none.
+    """
+    rope = fields.get("rope_parameters")
+    if not rope:
+        return {}
+    if not isinstance(rope, dict):
+        raise InputError(path, where="rope_parameters", expected="a JSON object", found=type(rope).__name__)
+    plain = rope.get("rope_type", rope.get("type", "default")) == "default"
+    return {
+        "rope_theta": rope.get("rope_theta", fields.get("rope_theta", 10000.0)),
+        "rope_scaling": fields.get("rope_scaling") or (None if plain else rope),
+    }
 
 
 def scale_format(folder: Path) -> str | None:

@@ -5,16 +5,20 @@ it. So at most 12 bytes for each number of the largest tensor, whatever the size
 
 A conversion that is killed goes on with the same command. It works in `.partial-OUT` beside OUT; a shard appears there
 by a rename once it is on the disk, and `.partial-OUT.json` records its sha256. Going on, finished shards are checked
-against that record and kept. OUT itself appears by one rename, after the manifest.
+against that record and kept. OUT itself appears by one rename, after the manifest. Two processes cannot work on one
+OUT: the first holds a lock on `.partial-OUT`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -126,12 +130,28 @@ class _Journal:
             found = "one from another source or with other options; remove it, or choose another OUT"
             raise InputError(self.path, expected=expected, found=found)
 
-    def begin(self) -> None:
-        """Make the folder; one that no record describes is emptied."""
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Make the folder and hold it; one that no record describes is emptied.
+
+        Raises:
+            InputError: another process holds it.
+        """
         if not self.path.is_file():
             shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.write()
+        lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            found = "another process at work on it"
+            raise InputError(self.folder, expected="a conversion that no process is at", found=found) from None
+        try:
+            self.write()
+            yield
+        finally:
+            os.close(lock)
 
     def holds(self, shard: Shard) -> bool:
         """Whether a shard is finished and as it was written."""
@@ -171,8 +191,8 @@ def convert_folder(
         on_tensors: called with the number of weights done and their total, first when the work begins.
 
     Raises:
-        InputError: the source is damaged or no V3 model; `out` is there already or has another conversion under way;
-            the disk is too full.
+        InputError: the source is damaged or no V3 model; `out` is there already or has another conversion under way,
+            or this one in another process; the disk is too full.
     """
     verify_manifest(source, required=False)  # folders of other programs have none
     plan = _plan(StoredWeights(source), storage, mtp, shard_bytes)
@@ -194,15 +214,15 @@ def convert_folder(
     kept = [shard for shard in plan.shards if journal.holds(shard)]
     missing = [shard for shard in plan.shards if shard not in kept]
     _refuse_full_disk(out, sum(shard.nbytes for shard in missing))
-    journal.begin()
-    done = sum(len(shard.names) for shard in kept)
-    on_tensors(done, plan.tensors)
-    for shard in missing:
-        for written, _ in enumerate(_write_shard(shard, plan, journal.folder), 1):
-            on_tensors(done + written, plan.tensors)
-        done += len(shard.names)
-        journal.record(shard)
-    _finish(source, out, plan, result, journal)
+    with journal.begun():
+        done = sum(len(shard.names) for shard in kept)
+        on_tensors(done, plan.tensors)
+        for shard in missing:
+            for written, _ in enumerate(_write_shard(shard, plan, journal.folder), 1):
+                on_tensors(done + written, plan.tensors)
+            done += len(shard.names)
+            journal.record(shard)
+        _finish(source, out, plan, result, journal)
     return replace(result, kept=len(kept))
 
 

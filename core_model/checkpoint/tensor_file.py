@@ -67,7 +67,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         header = json.loads(content)
         header.pop("__metadata__", None)
         entries = {name: _entry(fields, 8 + length) for name, fields in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(path, expected="the header of a safetensors file", found=f"{error!r}") from error
     end = max((entry.start + entry.nbytes for entry in entries.values()), default=8 + length)
     if end != size:

@@ -59,11 +59,13 @@ class StoredWeights:
         index = self.folder / INDEX
         if not index.is_file():
             path = self.folder / WEIGHTS
+            if not path.is_file() and any(self.folder.glob("*.safetensors")):
+                raise InputError(index, expected="an index of the shards", found="shards without one")
             return {name: Place(path, entry) for name, entry in read_header(path).items()}
         try:
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             files = {str(name): Path(file).name for name, file in weight_map.items()}  # never outside the folder
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(index, expected="a JSON object with 'weight_map'", found=str(error)) from error
         headers = {file: read_header(self.folder / file) for file in sorted(set(files.values()))}
         for name, file in files.items():

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from reference import YARN_TINY, random_model, random_tokens, shared_model, tiny_config
 from safetensors.torch import load_file, save_file
 
-from core_model.checkpoint.config_file import CONFIG_FIELDS
+from core_model.checkpoint.config_file import CONFIG_FIELDS, read_config, scale_format
+from core_model.config import YARN_V3, V3Config
 from core_model.errors import InputError
 from core_model.manifest import verify_manifest, write_manifest
 from core_model.model import V3ForCausalLM
@@ -43,7 +44,7 @@ def change_tensors(folder: Path, change) -> None:
 def change_config(folder: Path, **fields) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **fields}))
-    (folder / "manifest.json").unlink()
+    (folder / "manifest.json").unlink(missing_ok=True)
 
 
 def published_names() -> set[str]:
@@ -262,6 +263,9 @@ def test_weights_of_another_shape_or_number_are_refused(copy, change, message):
         ({"n_group": 3}, "n_group"),
         ({"scoring_func": "softmax"}, "scoring_func"),
         ({"rope_scaling": {"type": "yarn"}}, "factor"),
+        ({"rope_theta": None}, "rope_theta"),
+        ({"rope_interleave": False}, "rope_interleave: expected true"),
+        ({"rope_parameters": [1]}, "rope_parameters: expected a JSON object"),
         ({"vocab_size": 49}, r"\(49, 32\)"),
     ],
 )
@@ -271,7 +275,51 @@ def test_a_configuration_that_does_not_fit_is_refused(copy, fields, message):
         V3ForCausalLM.from_pretrained(copy)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe{}"])
+def test_v3s_own_config_is_the_preset(copy):
+    """The published file has fields that are no concern of ours, and none of `pad_token_id`."""
+    quantization = {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+    }
+    others = {"aux_loss_alpha": 0.001, "seq_aux": True, "attention_dropout": 0.0, "initializer_range": 0.02}
+    others |= {"auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"}, "transformers_version": "4.33.1"}
+    expected = V3Config.preset("671b", rope_scaling=YARN_V3)
+    fields = {name: getattr(expected, name) for name in CONFIG_FIELDS if name != "pad_token_id"} | {"rope_theta": 10000}
+    change_config(copy, **fields, **others, quantization_config=quantization)
+    config = read_config(copy)
+    assert all(getattr(config, name) == getattr(expected, name) for name in CONFIG_FIELDS)
+    assert scale_format(copy) is None
+    change_config(copy, quantization_config={**quantization, "scale_fmt": "ue8m0"})  # V3.1
+    assert scale_format(copy) == "ue8m0"
+
+
+@pytest.mark.parametrize("own", [{}, {"rope_theta": 5e5}, {"rope_theta": 5e5, "rope_scaling": None}])
+def test_rope_as_transformers_writes_it_counts_beside_deepseeks_fields(copy, own):
+    yarn = {"rope_type": "yarn", "rope_theta": 2e4, "factor": 4, "original_max_position_embeddings": 16}
+    fields = json.loads((copy / "config.json").read_text())
+    fields = {name: value for name, value in fields.items() if not name.startswith("rope_")}
+    (copy / "config.json").write_text(json.dumps({**fields, **own, "rope_parameters": yarn}))
+    config = read_config(copy)
+    assert config.rope_theta == 2e4 and config.rope_scaling["factor"] == 4
+
+
+def test_shards_without_an_index_are_refused_by_its_name(copy):
+    (copy / "manifest.json").unlink()
+    (copy / "model.safetensors").rename(copy / "model-00001-of-00001.safetensors")
+    with pytest.raises(InputError, match=r"index\.json: .*shards without one"):
+        V3ForCausalLM.from_pretrained(copy)
+
+
+def test_nesting_that_no_file_has_is_refused(copy):
+    (copy / "manifest.json").unlink()
+    (copy / "model.safetensors").write_bytes((100_000).to_bytes(8, "little") + b"[" * 100_000)
+    with pytest.raises(InputError, match="header"):
+        V3ForCausalLM.from_pretrained(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe{}", b"[" * 100_000])
 @pytest.mark.parametrize("file", ["config.json", "manifest.json", "model.safetensors.index.json"])
 def test_json_that_is_none_or_no_object_is_refused(copy, file, content):
     (copy / file).write_bytes(content)

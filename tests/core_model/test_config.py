@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from reference import TINY, tiny_config
 
@@ -94,6 +96,19 @@ def test_an_unknown_preset_names_those_that_exist():
         ({"q_lora_rank": 0}, "q_lora_rank"),
         ({"n_group": 0}, "n_group"),
         ({"num_nextn_predict_layers": -1}, "num_nextn_predict_layers"),
+        ({"routed_scaling_factor": "2.5"}, "routed_scaling_factor must be a number > 0, not '2.5'"),
+        ({"routed_scaling_factor": math.nan}, "routed_scaling_factor"),
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps"),
+        ({"rope_theta": 1}, "rope_theta must be a number > 1"),
+        ({"norm_topk_prob": "false"}, "norm_topk_prob"),
+        ({"rope_scaling": {**YARN_V3, "factor": 0}}, "rope_scaling.factor must be a number >= 1"),
+        ({"rope_scaling": {**YARN_V3, "factor": "40"}}, "rope_scaling.factor"),
+        ({"rope_scaling": {**YARN_V3, "original_max_position_embeddings": 0}}, "original_max_position_embeddings"),
+        ({"rope_scaling": {**YARN_V3, "beta_fast": 0}}, "beta_fast"),
+        ({"rope_scaling": {**YARN_V3, "mscale": None}}, "mscale"),
+        ({"rope_scaling": {**YARN_V3, "attention_factor": 1.3}}, "attention_factor must be left out"),
+        ({"rope_scaling": {**YARN_V3, "truncate": False}}, "truncate must be left out"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(overrides, message):

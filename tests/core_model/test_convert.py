@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ from reference import YARN_TINY, random_model, random_tokens, same, tiny_config
 from safetensors.torch import load_file, save_file
 
 from core_model.checkpoint import Storage, convert_folder
+from core_model.checkpoint.tensor_file import TensorWriter
 from core_model.errors import InputError
 from core_model.manifest import verify_manifest
 from core_model.model import V3ForCausalLM
@@ -432,6 +434,39 @@ def test_a_finished_shard_that_was_damaged_is_written_again(wide, converted, tmp
     first.write_bytes(first.read_bytes()[:-1] + b"!")
     assert convert_folder(wide, out, BF16, shard_bytes=SHARD).kept == len(others)
     assert first.name in caplog.text
+    assert_same_tensors(out, converted(BF16))
+
+
+def test_a_second_process_is_refused_while_the_first_is_at_work(wide, converted, tmp_path):
+    out = tmp_path / "out"
+    refused = []
+
+    def second(done: int, total: int) -> None:
+        if done == 60:
+            with pytest.raises(InputError, match="another process at work") as caught:
+                convert_folder(wide, out, BF16, shard_bytes=SHARD)
+            refused.append(caught.value.path)
+
+    convert_folder(wide, out, BF16, shard_bytes=SHARD, on_tensors=second)
+    assert refused == [tmp_path / ".partial-out"] and list(tmp_path.iterdir()) == [out]
+    assert_same_tensors(out, converted(BF16))
+
+
+def test_a_disk_that_fills_up_on_the_way_leaves_what_can_go_on(wide, converted, tmp_path, monkeypatch):
+    out, write, written = tmp_path / "out", TensorWriter.write, []
+
+    def fills_up(writer: TensorWriter, name: str, tensor: torch.Tensor) -> None:
+        written.append(name)
+        if len(written) == 60:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(writer.path))
+        write(writer, name, tensor)
+
+    monkeypatch.setattr(TensorWriter, "write", fills_up)
+    with pytest.raises(OSError, match="No space left"):
+        convert_folder(wide, out, BF16, shard_bytes=SHARD)
+    assert not out.exists()
+    monkeypatch.undo()
+    assert convert_folder(wide, out, BF16, shard_bytes=SHARD).kept > 2
     assert_same_tensors(out, converted(BF16))
 
 
