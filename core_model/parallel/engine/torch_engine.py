@@ -69,15 +69,21 @@ class TorchEngine:
     def forward_backward(self, batches: list[MicroBatch]) -> StepLosses:
         """Accumulate the gradients of one step; every token weighs the same, whatever its micro-batch.
 
-        The balance loss is a mean over sequences, so each micro-batch's counts by its share of the tokens.
+        The balance loss is a mean over sequences, so each micro-batch's counts by its share of the tokens. A
+        micro-batch without a target adds nothing.
+
+        Raises:
+            ValueError: no micro-batch has a target.
         """
         self.model.train()
         total = sum(batch.targets for batch in batches)
+        if not total:
+            raise ValueError(f"none of the step's {len(batches)} micro-batches has a token to predict")
         lm = mtp = balance = loss_sum = 0.0
         for batch in batches:
             share = batch.targets / total
             backbone = self.model.model(batch.input_ids, position_ids=batch.position_ids)
-            out = self.model.losses(batch.input_ids, batch.labels, backbone, normaliser=batch.targets)
+            out = self.model.losses(batch.input_ids, batch.labels, backbone, normaliser=max(batch.targets, 1))
             assert out.loss is not None and out.lm_loss is not None
             (out.loss * share).backward()
             loss_sum += float(out.loss.detach()) * share
