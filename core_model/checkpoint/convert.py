@@ -186,6 +186,7 @@ def convert_folder(
     Args:
         source: a folder in DeepSeek's format, ours or another program's. One whose config.json claims MTP modules
             that its weights lack (transformers writes such) is taken without them.
+            MTP modules' copies of embedding and head are written anew; where they were none, a warning says so.
         storage: of the result; None takes the type of the source's head, and makes BF16 of FP8.
         mtp: write the MTP modules.
         on_tensors: called with the number of weights done and their total, first when the work begins.
@@ -215,6 +216,7 @@ def convert_folder(
     missing = [shard for shard in plan.shards if shard not in kept]
     _refuse_full_disk(out, sum(shard.nbytes for shard in missing))
     with journal.begun():
+        _warn_of_other_copies(plan)
         done = sum(len(shard.names) for shard in kept)
         on_tensors(done, plan.tensors)
         for shard in missing:
@@ -277,6 +279,13 @@ def _refuse_full_disk(out: Path, nbytes: int) -> None:
     place = next(parent for parent in out.resolve().parents if parent.exists())
     if (free := shutil.disk_usage(place).free) < nbytes:
         raise InputError(place, expected=f"{nbytes / 1e9:.1f} GB of free space", found=f"{free / 1e9:.1f} GB")
+
+
+def _warn_of_other_copies(plan: _Plan) -> None:
+    """Tuning that left MTP out leaves old copies behind; a program that drafted with them would now draft otherwise."""
+    for copy, original in mtp_copies(plan.config).items():
+        if copy in plan.weights.places and not plan.weights.equal(copy, original):
+            log.warning("%s: %s is no copy of %s, which is written in its place", plan.weights.folder, copy, original)
 
 
 def _write_shard(shard: Shard, plan: _Plan, folder: Path) -> Iterator[str]:

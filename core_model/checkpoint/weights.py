@@ -98,6 +98,11 @@ class StoredWeights:
             raise InputError(place.path, where=name + SCALE, expected="finite scales", found="inf or NaN")
         return scale
 
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two weights are the same numbers."""
+        a, b = self.read(one), self.read(other)
+        return a.shape == b.shape and torch.equal(*(x if a.dtype == b.dtype else x.float() for x in (a, b)))
+
     def check(self, expected: dict[str, tuple[int, ...]], config: V3Config) -> None:
         """Compare with the names and shapes of a configuration.
 

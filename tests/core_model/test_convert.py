@@ -225,6 +225,31 @@ def test_mtp_that_is_claimed_and_not_there_is_struck_out_and_half_of_it_is_an_er
     assert convert_folder(source, tmp_path / "out", BF16).mtp_layers == 0
 
 
+def test_mtp_copies_that_are_none_are_said_and_written_anew(wide, converted, tmp_path, caplog):
+    source = Path(shutil.copytree(wide, tmp_path / "source"))
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.layers.3.shared_head.head.weight"] += 1
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    convert_folder(wide, tmp_path / "quiet", BF16)
+    assert not caplog.records
+    convert_folder(source, tmp_path / "out", BF16, shard_bytes=SHARD)
+    (record,) = caplog.records
+    assert "shared_head.head.weight is no copy of lm_head.weight" in record.getMessage()
+    assert_same_tensors(tmp_path / "out", converted(BF16))
+
+
+@pytest.mark.parametrize("code", [torch.float8_e8m0fnu, torch.bfloat16])
+def test_power_of_two_scales_may_lie_in_a_type_of_their_own(converted, tmp_path, code):
+    """UE8M0 scales as bytes, of which fp32 holds every one."""
+    source = Path(shutil.copytree(converted(UE8M0), tmp_path / "source"))
+    (source / "manifest.json").unlink()
+    for shard in source.glob("*.safetensors"):
+        tensors = {n: t.to(code) if n.endswith("_scale_inv") else t for n, t in load_file(shard).items()}
+        save_file(tensors, shard, metadata={"format": "pt"})
+    convert_folder(source, tmp_path / "out", UE8M0, shard_bytes=SHARD)
+    assert_same_tensors(tmp_path / "out", converted(UE8M0))
+
+
 def test_a_source_without_mtp_copies_gets_them(wide, converted, tmp_path):
     source = Path(shutil.copytree(wide, tmp_path / "source"))
     tensors = load_file(source / "model.safetensors")
