@@ -122,7 +122,8 @@ class Recipe(StageRecipe):
                 )
             if self.rank_cap is not None:
                 RankCap(self.rank_cap.ranks, self.rank_cap.factor).check(config)
-        balanced = self.balance_alpha > 0 or any(phase.value > 0 for phase in self.bias_speed.phases)
+        reached = [phase for phase in self.bias_speed.phases if phase.from_step < self.steps]
+        balanced = self.balance_alpha > 0 or any(phase.value > 0 for phase in reached)
         if not balanced and not self.unbalanced:
             raise ValueError(
                 "neither bias_speed nor balance_alpha: the router would be unbalanced; say unbalanced: true"

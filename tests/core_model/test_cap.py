@@ -190,6 +190,16 @@ def test_choices_are_counted_before_the_cap_and_what_it_left_out_once(policy):
     assert not any(gate.left_out.any() for _, gate in gates(model))
 
 
+def test_padding_takes_rows_and_is_no_pair_of_the_statistics():
+    model, tokens = random_model(tiny_config()).train(), random_tokens(2, 12)
+    model.rank_cap = RankCap(4, 1)
+    mask = torch.ones_like(tokens)
+    mask[1, 7:] = 0
+    kept = model.model(tokens, attention_mask=mask).routings[0].kept_TK
+    left_out, pairs = model.model.routers()[0].left_out.tolist()
+    assert pairs == 19 * 2 and left_out == int((~kept)[mask.flatten().bool()].sum())
+
+
 @pytest.mark.parametrize("policy", ["v3", "layer"])
 def test_gradients_under_a_cap_are_bitwise_equal_however_they_are_recomputed(policy):
     model, tokens = random_model(tiny_config()).train(), random_tokens(2, 12)

@@ -158,6 +158,13 @@ def test_killed_at_a_checkpoint_it_ends_bit_for_bit_the_same(base: Path, tmp_pat
         ({"model": None}, "model .from scratch. or init_from"),
         ({"corpus": None}, "corpus .to prepare. or corpus_from"),
         ({"balance_alpha": 0.0, "bias_speed": {"phases": [{"from_step": 0, "value": 0.0}]}}, "unbalanced"),
+        (
+            {
+                "balance_alpha": 0.0,
+                "bias_speed": {"phases": [{"from_step": 0, "value": 0.0}, {"from_step": 6, "value": 0.01}]},
+            },
+            "unbalanced",
+        ),  # a phase after the last step
         ({"data": {"sequence_length": 32, "sequences_per_step": 3, "micro_batch": 2}}, "not a multiple"),
         ({"stepz": 3}, "steps"),
         ({"model": {**TINY["model"], "preset": "nanoo"}}, "no preset 'nanoo'; there are nano"),
