@@ -99,6 +99,11 @@ def _describe(written: Conversion) -> str:
         f"{written.mtp_layers or 'no'} MTP module{'s' if written.mtp_layers > 1 else ''}",
         f"with {', '.join(written.companions)}" if written.companions else "no tokenizer in the source",
     ]
+    if written.cut_off:
+        parts.append(
+            f"{written.cut_off} weights have a size above 128 that 128 does not divide: "
+            "transformers reads these wrongly, so give it --dtype bf16"
+        )
     if written.kept:
         parts.append(f"{written.kept} finished before")
     return "; ".join(parts)

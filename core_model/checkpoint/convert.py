@@ -33,6 +33,7 @@ from core_model.checkpoint.weights import INDEX, WEIGHTS, StoredWeights
 from core_model.config import V3Config
 from core_model.errors import InputError
 from core_model.manifest import MANIFEST, sha256_file, sync, verify_manifest, write_manifest, write_text
+from core_model.precision.fp8 import E4M3, TILE
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +65,20 @@ class Shard:
     def nbytes(self) -> int:
         return sum(_nbytes(declared) for declared in self.declared.values())
 
+    @property
+    def cut_off(self) -> int:
+        """Weights whose last blocks are cut off, while the first are not."""
+        quantised = (shape for dtype, shape in self.declared.values() if dtype == E4M3.dtype)
+        return sum(any(size > TILE and size % TILE for size in shape) for shape in quantised)
+
 
 @dataclass(frozen=True)
 class Conversion:
     """What was written.
 
     tensors: how many weights. kept: shards that were there from an earlier start. mtp_layers: MTP modules written.
+    cut_off: FP8 weights with a size above 128 that 128 does not divide, whose blocks other programs take for smaller
+    ones or refuse.
     """
 
     storage: Storage
@@ -79,6 +88,7 @@ class Conversion:
     nbytes: int
     mtp_layers: int
     companions: tuple[str, ...]
+    cut_off: int
 
 
 def _nbytes(declared: Declared) -> int:
@@ -206,6 +216,7 @@ def convert_folder(
         nbytes=sum(shard.nbytes for shard in plan.shards),
         mtp_layers=plan.config.num_nextn_predict_layers,
         companions=tuple(name for name in COMPANIONS if (source / name).is_file()),
+        cut_off=sum(shard.cut_off for shard in plan.shards),
     )
     if out.exists():
         if not (journal.finished and (out / MANIFEST).is_file()):
