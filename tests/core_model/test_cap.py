@@ -254,21 +254,6 @@ def test_evaluation_and_generation_know_no_cap():
     assert not torch.equal(model.train()(tokens).logits, without[3])
 
 
-def test_compiled_training_leaves_capped_layers_to_operations(monkeypatch):
-    model = random_model(tiny_config()).train()
-    layer = model.model.main_layers()[1]
-    asked = []
-    monkeypatch.setattr(training, "reason_against", lambda: asked.append(layer) or "nothing compiled here")
-    states = torch.zeros(2, 12, 32, dtype=torch.bfloat16)
-    context = model.model.attention_context((2, 12), None, None, None)
-    model.rank_cap = RankCap(2, 1)
-    assert not training.serves(layer, states, context) and not asked
-    with torch.no_grad():
-        assert not training.serves(layer, states, context) and asked  # in evaluation the cap is no reason
-    model.rank_cap = None
-    assert not training.serves(layer, states, context) and len(asked) == 2
-
-
 @pytest.mark.parametrize(
     ("cap", "message"),
     [

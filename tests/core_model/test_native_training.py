@@ -18,6 +18,7 @@ from torch import nn
 
 from core_model import V3Config, V3ForCausalLM, native
 from core_model.loss import cross_entropy_sum
+from core_model.moe import RankCap
 from core_model.moe.balance import router_statistics
 from core_model.native import training
 from core_model.norm import RMSNorm
@@ -230,6 +231,11 @@ def test_whom_operations_serve():
     with torch.autocast("cpu", torch.bfloat16):  # asks for other products
         assert not served(fp32)
     assert not served(training_model(torch.float16))
+    capped = training_model()
+    capped.model.rank_cap = RankCap(2, 1.0)
+    assert not served(capped) and served(capped, layer=0)  # which routes nothing
+    with torch.no_grad():  # there is no cap in evaluation
+        assert served(capped)
     watched = training_model()
     handle = watched.model.layers[1].mlp.experts.register_forward_hook(lambda *_: None)
     assert not served(watched) and served(watched, layer=0)
