@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.measure import BenchmarkRow, compare
-from core_model.attention import scaled_dot_product
+from core_model.attention_kernels import scaled_dot_product
 from core_model.parallel.device import training_device
 
 CASES = ((32, 256, 2, 48, 32), (8, 1024, 4, 48, 32), (1, 2048, 8, 192, 128))  # batch, length, heads, qk, v

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core_model.attention_kernels import kernel_for
 from core_model.cache import LatentCache
 from core_model.config import V3Config
 from core_model.documents import Documents
@@ -28,7 +28,8 @@ class AttentionContext:
     """What all layers of one forward share.
 
     rotations: RoPE's, complex64 [B, T, R/2]. documents: set when rows hold several documents or padding.
-    visible: bool [B, 1, T, S], set when there is a cache. cache: a `LatentCache` or a transformers cache.
+    visible: what the queries see of a cache, bool [B, 1, T, S] or torch's causal bias; None without a cache, and where
+    rows are plainly causal. cache: a `LatentCache` or a transformers cache.
     """
 
     rotations: Tensor
@@ -44,42 +45,6 @@ class AttentionContext:
 
 # Up to this many queries over a cache, attention stays in the latent space: one token, or one and its drafts.
 ABSORBED_QUERIES = 8
-# Below this many queries, the CPU's fused kernel takes longer in bf16 than in fp32, casts included (LABBOOK.md).
-CPU_BF16_LENGTH = 512
-
-
-def kernel_inputs(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values as the fused kernel takes them.
-
-    Values are padded to the width of the keys, or the keys and queries to that of wider values: with unequal widths
-    SDPA leaves its fused path and writes the [T, S] scores to memory (benchmarks: 5x at 2048 tokens on CPU).
-    """
-    wider = v_BSHV.shape[-1] - q_BTHd.shape[-1]
-    v_BSHd = F.pad(v_BSHV, (0, max(-wider, 0)))
-    if wider > 0:
-        q_BTHd, k_BSHd = F.pad(q_BTHd, (0, wider)), F.pad(k_BSHd, (0, wider))
-    if q_BTHd.device.type == "cpu" and q_BTHd.shape[1] < CPU_BF16_LENGTH:
-        return q_BTHd.float(), k_BSHd.float(), v_BSHd.float()
-    return q_BTHd, k_BSHd, v_BSHd
-
-
-def kernel(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale: float, visible: Tensor | None) -> Tensor:
-    """Causal attention (or masked by `visible`) over `kernel_inputs`, [B, T, H, d]."""
-    out = F.scaled_dot_product_attention(
-        q_BTHd.transpose(1, 2),
-        k_BSHd.transpose(1, 2),
-        v_BSHd.transpose(1, 2),
-        attn_mask=visible,
-        is_causal=visible is None,
-        scale=scale,
-    )
-    return out.transpose(1, 2)
-
-
-def scaled_dot_product(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHV: Tensor, scale: float, visible: Tensor | None) -> Tensor:
-    """Causal attention (or masked by `visible`), [B, T, H, V]; the seam for kernels."""
-    out_BTHd = kernel(*kernel_inputs(q_BTHd, k_BSHd, v_BSHV), scale, visible)
-    return out_BTHd[..., : v_BSHV.shape[-1]].to(q_BTHd.dtype)
 
 
 class MultiHeadLatentAttention(nn.Module):
@@ -141,29 +106,24 @@ class MultiHeadLatentAttention(nn.Module):
     def expanded(self, query_latent: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext) -> Tensor:
         """Queries, keys and values written out per head; [B, T, H*V]."""
         documents = None if context.cache is not None else context.documents
-        dtype = latent.dtype
+        dtype, device = latent.dtype, latent.device
+        autocast = torch.is_autocast_enabled(device.type)
+        computed = torch.get_autocast_dtype(device.type) if autocast else dtype
+        masked = context.visible is not None
+        kernel = kernel_for(device, computed, self.nope + self.rope, self.value, documents, masked=masked)
 
         def expand(query_latent: Tensor, latent: Tensor, k_rope: Tensor) -> tuple[Tensor, ...]:
-            """q, k and v of each group of documents, one after the other."""
             q = torch.cat(self.queries(query_latent, context), dim=-1)
             kv = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1))
             k_nope, v = kv.split([self.nope, self.value], dim=-1)
             k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1)), dim=-1)
-            if documents is None:
-                return kernel_inputs(q, k, v)
-            groups = zip(documents.split(q), documents.split(k), documents.split(v), strict=True)
-            return tuple(x for group in groups for x in kernel_inputs(*group))
+            return kernel.inputs(q, k, v)
 
         def join(*outs: Tensor) -> Tensor:
-            narrow = [out[..., : self.value].to(dtype) for out in outs]
-            return (narrow[0] if documents is None else documents.join(narrow)).flatten(2)
+            return kernel.output(outs, self.value, dtype).flatten(2)
 
         inputs = derived(expand, query_latent, latent, k_rope)
-        outs = [
-            kernel(q, k, v, self.scale, context.visible)
-            for q, k, v in zip(inputs[::3], inputs[1::3], inputs[2::3], strict=True)
-        ]
-        return derived(join, *outs)
+        return derived(join, *kernel.attend(inputs, self.scale, context.visible))
 
     def absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, visible: Tensor | None

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from core_model.config import V3Config
+
+PAGE = 64  # positions in a page, for kernels that read a cache in pages
 
 
 class LatentCache:
@@ -42,6 +45,22 @@ class LatentCache:
     def nbytes(self) -> int:
         return self.buffer_LBSC.nbytes
 
+    @property
+    def is_paged(self) -> bool:
+        """Whether rows hold whole pages."""
+        return self.buffer_LBSC.shape[2] % PAGE == 0
+
+    def pages(self, layer_index: int) -> Tensor:
+        """A layer of the open rows as far as the buffer goes, in pages, [B * S / PAGE, PAGE, 1, C+R]; a view."""
+        rows = self.buffer_LBSC[layer_index, self._rows]
+        return rows.view(-1, PAGE, 1, rows.shape[-1])
+
+    def page_table(self) -> Tensor:
+        """Numbers of each open row's pages among `pages`, int32 [B, S / PAGE]."""
+        count, device = self._rows.stop - self._rows.start, self.buffer_LBSC.device
+        pages = self.buffer_LBSC.shape[2] // PAGE
+        return torch.arange(count * pages, dtype=torch.int32, device=device).view(count, pages)
+
     def begin(self, first_row: int, position_ids: Tensor) -> None:
         """Open rows [first_row, first_row + B) for one forward over `position_ids` [B, T]."""
         self._rows = slice(first_row, first_row + position_ids.shape[0])
@@ -60,11 +79,18 @@ class LatentCache:
         rows[self._row_index, self._position_ids] = kv_BTC.to(rows.dtype)
         return rows[:, : self._end]
 
-    def visible(self) -> Tensor | None:
-        """Which cached positions each query may see, bool [B, 1, T, S]; None for plain causal rows from 0 on."""
+    def visible(self, as_bias: bool = False) -> Tensor | None:
+        """Which cached positions each query may see, bool [B, 1, T, S]; None for plain causal rows from 0 on.
+
+        Args:
+            as_bias: where the queries are the last positions of every row, say so by torch's `causal_lower_right`: it
+                holds no numbers, where a mask of 16K queries over 128K positions takes 2 GiB. SDPA alone reads it.
+        """
         places = torch.arange(self._position_ids.shape[1], device=self._position_ids.device)
         if len(places) > 1 and bool((self._position_ids == places).all()):
             return None
+        if as_bias and bool((self._position_ids == places + (self._end - len(places))).all()):
+            return causal_lower_right(len(places), self._end)
         keys = torch.arange(self._end, device=self._position_ids.device)
         return (keys <= self._position_ids[..., None]).unsqueeze(1)
 

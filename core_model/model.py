@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, Generat
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from core_model import rope
-from core_model.attention import AttentionContext
+from core_model.attention import ABSORBED_QUERIES, AttentionContext
 from core_model.cache import LatentCache
 from core_model.config import V3Config
 from core_model.decoder import DecoderLayer
@@ -161,7 +161,8 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
                 raise ValueError(
                     "a LatentCache stores by position: call begin(first_row, position_ids), pass the same here"
                 )
-            visible = cache.visible()
+            # The CPU's fused kernel takes a mask as well as any; the absorbed path adds it to scores.
+            visible = cache.visible(as_bias=length > ABSORBED_QUERIES and device.type != "cpu")
             documents = None
         elif cache is not None:
             visible = _visible(attention_mask, batch, length, past, device)

@@ -2,9 +2,10 @@
 
 Arithmetic on the configuration, for one device that holds the whole model; a sharded job divides each part by its own
 degree. What this counts is what core_model saves, tensor by tensor, on an accelerator: experts through grouped GEMM,
-attention through a fused kernel (which keeps queries, keys, values, output and one fp32 sum a head), no padding and
-no packing. tests/core_model/test_memory.py holds it against torch's allocator. Left out: the allocator's slack,
-workspaces of kernels, and tensors that live for one operation.
+attention through a fused kernel for one width (which keeps queries, keys, values, output and one fp32 sum a head; a
+kernel that takes values as narrow as they are keeps less), no padding and no packing. tests/core_model/test_memory.py
+holds it against torch's allocator. Left out: the allocator's slack, workspaces of kernels, and tensors that live for
+one operation.
 
 Shape letters: T tokens of a micro-batch, D model, H heads, N no-rope dim, R rope dim, V value dim, C kv latent,
 Q query latent, E experts, K experts per token, F expert width, W vocabulary.

@@ -14,7 +14,8 @@ from reference import (
     tiny_config,
 )
 
-from core_model.attention import ABSORBED_QUERIES, CPU_BF16_LENGTH, scaled_dot_product
+from core_model.attention import ABSORBED_QUERIES
+from core_model.attention_kernels import CPU_BF16_LENGTH, scaled_dot_product
 from core_model.cache import LatentCache
 from core_model.config import V3Config
 

@@ -47,6 +47,14 @@ def test_documents_are_the_references_and_split_then_join_is_the_identity(case):
         assert torch.equal(row[: len(tokens)], torch.stack([x[place] for place in tokens]))
     joined = documents.join(split)
     real = ids >= 0
+    # End to end, from bound to bound.
+    lengths = [len(tokens) for tokens in expected] or [0]
+    assert documents.bound_M.tolist() == [sum(lengths[:n]) for n in range(len(lengths) + 1)]
+    assert documents.longest == max(lengths) and documents.bound_M.dtype == torch.int32
+    packed = documents.pack(x)
+    assert torch.equal(packed, x[real])
+    unpacked = documents.unpack(packed)
+    assert torch.equal(unpacked[real], x[real]) and not unpacked[~real].any()
     assert joined.shape == x.shape and torch.equal(joined[real], x[real]) and joined.isfinite().all()
 
 

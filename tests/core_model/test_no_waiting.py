@@ -10,9 +10,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from kernel_stand_ins import Varlen
 from reference import random_model, random_tokens, tiny_config
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from core_model import attention_kernels
+from core_model.attention_kernels import Offers
+from core_model.documents import find_documents
 from core_model.moe import RankCap, experts
 from core_model.moe.balance import sequence_balance_loss, update_routing_bias
 from core_model.moe.experts import group_rows
@@ -66,7 +70,9 @@ def test_the_check_would_notice(wait):
 
 @pytest.mark.parametrize("recompute", ["none", "v3"])
 @pytest.mark.parametrize("rows", ["whole rows", "packed", "padded"])
-def test_layers_run_without_waiting(rows, recompute):
+@pytest.mark.parametrize("found", [Offers(), Offers(unequal=True, varlen=Varlen())], ids=["batches", "varlen"])
+def test_layers_run_without_waiting(found, rows, recompute, monkeypatch):
+    monkeypatch.setattr(attention_kernels, "offers", lambda *args: found)
     model = random_model(tiny_config()).train()
     model.recompute = recompute
     tokens = random_tokens(2, 12)
@@ -97,6 +103,12 @@ def test_a_rank_cap_does_not_wait():
         backbone(tokens).last_hidden_state.square().sum().backward()
     assert all(gate.left_out.tolist()[1] == 48 for gate in backbone.routers()[:2])
     assert any(gate.left_out.tolist()[0] for gate in backbone.routers())
+
+
+def test_the_mask_of_blocks_is_made_without_waiting():
+    documents = find_documents(torch.tensor([[*range(5), *range(7)]] * 2), None, (2, 12))
+    with RefusesToWait():
+        assert documents.block_mask.shape == (2, 1, 12, 12)
 
 
 def test_rows_are_grouped_without_waiting():
