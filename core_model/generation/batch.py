@@ -216,6 +216,7 @@ class Batch:
         """A cache of that size at least. While rows are in use it grows; else it is made anew where the one that is
         kept between calls is too small, or several times too large."""
         config, kept = self.model.config, self.cache
+        positions = -(-positions // self.path.page) * self.path.page
         if kept is not None:
             layers, old_rows, old_positions, _ = kept.buffer_LBSC.shape
             enough = layers >= config.num_hidden_layers + drafts and old_rows >= rows and old_positions >= positions

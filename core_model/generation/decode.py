@@ -23,6 +23,7 @@ from core_model.attention import MultiHeadLatentAttention
 from core_model.cache import LatentCache
 from core_model.decoder import DecoderLayer
 from core_model.generation.compiled import CompiledLayers, CompiledLinear
+from core_model.generation.latent_kernels import latent_kernel
 from core_model.generation.merged import MergedAttention, Step
 from core_model.model import V3ForCausalLM
 from core_model.moe import MLP, MoE
@@ -37,10 +38,15 @@ DENSE_WEIGHTS = 1_000_000
 
 
 class DecodePath:
-    """`model`, laid out for decoding in `dtype`: its weights are derived, and renewed by `refresh`."""
+    """`model`, laid out for decoding in `dtype`: its weights are derived, and renewed by `refresh`.
+
+    page: rows of its cache had best hold a multiple of so many positions.
+    """
 
     def __init__(self, model: V3ForCausalLM, dtype: torch.dtype) -> None:
         self.model, self.dtype = model, dtype
+        config = model.config
+        self.page = latent_kernel(model.device, dtype, config.kv_lora_rank, config.qk_rope_head_dim).page
         self.refresh()
 
     @torch.no_grad()
@@ -142,6 +148,7 @@ class _Attention:
 
     def __init__(self, source: MultiHeadLatentAttention, dtype: torch.dtype) -> None:
         merged = MergedAttention.of(source)
+        self._kernel = latent_kernel(merged.down.device, dtype, merged.latent, merged.rope)
         self._heads, self._latent, self._rope, self._nope = merged.heads, merged.latent, merged.rope, merged.nope
         self._query_width, self._q_norm, self._kv_norm = merged.query_width, merged.query_norm, merged.latent_norm
         self._down, self._queries, self._out = (part.to(dtype) for part in (merged.down, merged.queries, merged.out))
@@ -161,12 +168,7 @@ class _Attention:
         if self._up_k is not None:
             q_nope, q_rope = q_BTHC.split((self._nope, self._rope), dim=-1)
             q_BTHC = torch.cat((self._per_head(q_nope, self._up_k), q_rope), dim=-1)
-        # Y: queries by heads. As the transposed right side, the cache takes up to four times as long on CPU.
-        scores_BYS = torch.bmm(kv_BSC, q_BTHC.flatten(1, 2).transpose(1, 2)).transpose(1, 2)
-        if step.mask is not None:
-            scores_BYS = (scores_BYS.unflatten(1, (length, self._heads)) + step.mask).flatten(1, 2)
-        probs_BYS = scores_BYS.softmax(dim=-1, dtype=torch.float32).to(kv_BSC.dtype)
-        out_BTHC = torch.bmm(probs_BYS, kv_BSC[..., : self._latent]).view(batch, length, self._heads, -1)
+        out_BTHC = self._kernel.attend(q_BTHC, kv_BSC, step, index)
         if self._up_v is not None:
             out_BTHC = self._per_head(out_BTHC, self._up_v)
         return F.linear(out_BTHC.flatten(2).flatten(0, 1), self._out)

@@ -7,8 +7,9 @@ V value dim, C kv latent, Q query latent (D where queries come from the states t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +25,14 @@ MERGED_WORK = 2.0
 
 @dataclass(frozen=True)
 class Step:
-    """What all layers of one forward share. position_ids [B, T]; inv_freq [R/2] and amplitude are RoPE's."""
+    """What all layers of one forward share. position_ids [B, T], one after the other in a row; inv_freq [R/2] and
+    amplitude are RoPE's; shared: what a kernel works out in the first layer for all of them."""
 
     cache: LatentCache
     position_ids: Tensor
     inv_freq: Tensor
     amplitude: float
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def rotations(self) -> Tensor:
