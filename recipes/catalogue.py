@@ -101,10 +101,31 @@ def print_doctor() -> None:
     for what, reason in compiled.items():
         table.add_row(what, "compiled code" if reason is None else f"PyTorch's operations: {reason}")
     table.add_row("compute_dtype", f"{fastest_dtype(training_device())} where a recipe leaves it open")
+    for what, name in _attention_kernels():
+        table.add_row(what, name)
     table.add_row("code", str(git_state()["commit"] or "not a git checkout"))
     for name, version in versions().items():
         table.add_row(name, version or "not installed")
     _console().print(table)
+
+
+def _attention_kernels() -> list[tuple[str, str]]:
+    """What attention runs through on the training device at V3's widths in bf16."""
+    import torch
+
+    from core_model.attention_kernels import kernel_names
+    from core_model.config import V3Config
+    from core_model.generation.latent_kernels import latent_kernel
+    from core_model.parallel.device import training_device
+
+    config, device = V3Config.preset("671b"), training_device()
+    rows, documents = kernel_names(device, torch.bfloat16, config.qk_head_dim, config.v_head_dim)
+    decoding = latent_kernel(device, torch.bfloat16, config.kv_lora_rank, config.qk_rope_head_dim).name
+    return [
+        ("attention, whole rows", rows),
+        ("attention, documents", documents),
+        ("attention, decoding", decoding),
+    ]
 
 
 def _console() -> Console:

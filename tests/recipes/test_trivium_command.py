@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -93,3 +94,5 @@ def test_doctor():
     assert result.exit_code == 0
     for word in ("processor", "memory", "torch", "transformers"):
         assert word in result.output
+    for what in ("whole rows", "documents", "decoding"):
+        assert re.search(rf"attention, {what} +\w", result.output)
