@@ -26,14 +26,20 @@ def show(name: str, rows: list[BenchmarkRow]) -> None:
             row.case,
             row.unit,
             f"{row.ours:,.4g}",
-            f"{row.peer:,.4g} ({row.peer_name})",
+            f"{'-' if row.peer is None else format(row.peer, ',.4g')} ({row.peer_name})",
             "-" if row.limit is None else f"{row.limit:,.4g}",
-            f"{row.ratio:.2f}",
-            f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
+            "-" if row.ratio is None else f"{row.ratio:.2f}",
+            "-" if row.ratio is None else f"{row.ratio_low:.2f} to {row.ratio_high:.2f}",
             "-" if row.target is None else f"{row.target:g}",
         )
     # As wide as it needs to be, in a file or a narrow window too: numbers that are cut say nothing.
     Console(width=Console(width=1000).measure(table).maximum).print(table)
+
+
+def write(name: str, rows: list[BenchmarkRow], path: Path) -> None:
+    record = {"name": name, "rows": [row.to_json() for row in rows]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -45,16 +51,20 @@ def main() -> int:
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
     for name in options.names or NAMES:
+        rows: list[BenchmarkRow] = []
         try:
-            rows = list(importlib.import_module(f"benchmarks.{name}").run())
+            for row in importlib.import_module(f"benchmarks.{name}").run():
+                rows.append(row)
+                if (
+                    options.json is not None
+                ):  # row by row: what is measured outlives what fails later, or its time limit
+                    write(name, rows, options.json)
         except InputError as error:  # a peer or a model that it needs is not there
             print(f"benchmarks {name}: {error}", file=sys.stderr)
             return 2
-        show(name, rows)
-        if options.json is not None:
-            record = {"name": name, "rows": [row.to_json() for row in rows]}
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        finally:
+            if rows:
+                show(name, rows)
     return 0
 
 

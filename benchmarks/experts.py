@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from core_model import V3Config
 from core_model.checkpoint.config_file import disk_config
 from core_model.checkpoint.storage import Storage
 from core_model.moe.experts import Experts
-from core_model.parallel.device import training_device
+from core_model.parallel.device import training_device, wait_for
 from core_model.parallel.host_memory import keep_freed_memory
 
 
@@ -49,6 +50,7 @@ def run() -> Iterator[BenchmarkRow]:
                 f"transformers DeepseekV3Experts, bf16, {implementation}",
                 repetitions=7,
                 limit=rate / flops,
+                wait=functools.partial(wait_for, training_device()),
             )
 
 

@@ -1,7 +1,12 @@
-"""Timing two programs in turn, and the ratio of their medians."""
+"""Timing two programs, and the ratio of their medians.
+
+Nothing here needs torch: the judge's figures are taken in a process without it. What runs on a device is measured with
+a `wait`, called before the clock is read.
+"""
 
 from __future__ import annotations
 
+import gc
 import random
 import statistics
 import time
@@ -10,73 +15,129 @@ from dataclasses import asdict, dataclass
 
 RESAMPLES = 1000
 
+Program = Callable[[], object]
+
+
+def nothing() -> None:
+    """The wait of a program that is done when it returns."""
+
 
 @dataclass(frozen=True)
 class BenchmarkRow:
-    """One line of a benchmark's table; `ours`, `peer` and `limit` are rates in `unit`, larger is better."""
+    """One line of a benchmark's table; `ours`, `peer` and `limit` are rates in `unit`, larger is better.
+
+    peer and the ratios are None where the peer did not run; peer_name then says why.
+    """
 
     case: str
     unit: str
     ours: float
-    peer: float
+    peer: float | None
     peer_name: str
     limit: float | None
-    ratio: float
-    ratio_low: float
-    ratio_high: float
+    ratio: float | None
+    ratio_low: float | None
+    ratio_high: float | None
     target: float | None
 
     def to_json(self) -> dict[str, object]:
         return asdict(self)
 
 
+def seconds_of(run: Program, wait: Callable[[], None]) -> float:
+    """Seconds of one run, all that it launched included and nothing that was launched before."""
+    wait()
+    start = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - start
+
+
 def interleaved(
-    ours: Callable[[], object], peer: Callable[[], object], repetitions: int
+    ours: Program, peer: Program, repetitions: int, wait: Callable[[], None] = nothing
 ) -> tuple[list[float], list[float]]:
     """Seconds of each program, run in turn after one warm-up each, so that both meet the same disturbances."""
     seconds: tuple[list[float], list[float]] = ([], [])
     ours(), peer()
     for _ in range(repetitions):
         for times, run in zip(seconds, (ours, peer), strict=True):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
+            times.append(seconds_of(run, wait))
     return seconds
+
+
+def alone(
+    build: Callable[[], Program], repetitions: int, wait: Callable[[], None], release: Callable[[], None]
+) -> list[float]:
+    """Seconds of a program that is built, warmed up by two runs, timed and taken down, where two have no room."""
+    gc.collect()  # what an earlier one that failed has left
+    run = build()
+    try:
+        run(), run()
+        return [seconds_of(run, wait) for _ in range(repetitions)]
+    finally:
+        del run
+        gc.collect()  # modules and optimisers refer to each other
+        release()
 
 
 def compare(
     case: str,
     unit: str,
     work: float,
-    ours: Callable[[], object],
-    peer: Callable[[], object],
+    ours: Program,
+    peer: Program,
     peer_name: str,
     *,
     repetitions: int = 9,
     limit: float | None = None,
     target: float | None = None,
+    wait: Callable[[], None] = nothing,
+    faults: tuple[type[Exception], ...] = (),
 ) -> BenchmarkRow:
     """Run both in turn and compare.
 
     Args:
         work: units done by one run of either, so that rates are work / seconds.
         limit: the physical limit in the same unit, measured in the same process.
+        wait: returns when all is done that the programs have launched.
+        faults: with which a peer may end; our figure then stands without it.
     """
-    mine, theirs = interleaved(ours, peer, repetitions)
-    draw = random.Random(0)
-    ratios = sorted(
-        statistics.median(draw.choices(theirs, k=len(theirs))) / statistics.median(draw.choices(mine, k=len(mine)))
-        for _ in range(RESAMPLES)
-    )
+    try:
+        mine, theirs = interleaved(ours, peer, repetitions, wait)
+    except faults as error:
+        mine, theirs = [seconds_of(ours, wait) for _ in range(repetitions)], []
+        peer_name = f"{peer_name}: {type(error).__name__}"
+    return row_of(case, unit, work, mine, theirs, peer_name, limit=limit, target=target)
+
+
+def row_of(
+    case: str,
+    unit: str,
+    work: float,
+    mine: list[float],
+    theirs: list[float],
+    peer_name: str,
+    *,
+    limit: float | None = None,
+    target: float | None = None,
+) -> BenchmarkRow:
+    """The row of both programs' seconds; `theirs` is empty where the peer did not run."""
+    ratios: list[float] = []
+    if theirs:
+        draw = random.Random(0)
+        ratios = sorted(
+            statistics.median(draw.choices(theirs, k=len(theirs))) / statistics.median(draw.choices(mine, k=len(mine)))
+            for _ in range(RESAMPLES)
+        )
     return BenchmarkRow(
         case=case,
         unit=unit,
         ours=work / statistics.median(mine),
-        peer=work / statistics.median(theirs),
+        peer=work / statistics.median(theirs) if theirs else None,
         peer_name=peer_name,
         limit=limit,
-        ratio=statistics.median(theirs) / statistics.median(mine),
-        ratio_low=ratios[int(0.025 * RESAMPLES)],
-        ratio_high=ratios[int(0.975 * RESAMPLES)],
+        ratio=statistics.median(theirs) / statistics.median(mine) if theirs else None,
+        ratio_low=ratios[int(0.025 * RESAMPLES)] if theirs else None,
+        ratio_high=ratios[int(0.975 * RESAMPLES)] if theirs else None,
         target=target,
     )

@@ -1,20 +1,24 @@
-"""A training step against transformers' DeepseekV3 of the same sizes, and the GEMM rate of this process."""
+"""A training step against transformers' DeepseekV3 of the same sizes, and the GEMM rate of this process.
+
+On a CPU small models, both in memory and run in turn. On an accelerator `mini` and four layers of V3's own widths, one
+side after the other, since both have no room beside each other, and the share of the data sheet's peak.
+"""
 
 from __future__ import annotations
 
-import time
+import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from benchmarks.measure import BenchmarkRow, compare
+from benchmarks.measure import BenchmarkRow, Program, alone, compare, row_of, seconds_of
 from core_model import V3Config, V3ForCausalLM
 from core_model.accounting import flops_per_token
 from core_model.checkpoint.config_file import disk_config
 from core_model.checkpoint.storage import Storage
-from core_model.parallel.device import training_device
+from core_model.parallel.device import bf16_peak, release_memory, training_device, wait_for
 from core_model.parallel.engine import MicroBatch, TorchEngine
 from core_model.parallel.host_memory import keep_freed_memory
 
@@ -40,6 +44,18 @@ WIDER: dict[str, Any] = {
     "v_head_dim": 64,
     "max_position_embeddings": 1024,
 }
+# Four layers of V3 as it is (7168 wide, 128 heads, experts of 2048, vocabulary and head included), one of them dense,
+# three with 32 routed experts out of V3's 256, in its 8 groups of which 4 are chosen, 8 experts a token as in V3: the
+# work of a token is that of V3's layers, and what is left out is experts to hold. 7.36e9 parameters at 16 bytes (fp32
+# weights, gradients and two moments) are 109.7 GiB (`core_model.accounting.state_bytes`); 40 experts would be 125 and
+# 48 would be 141, where an H200 has 139. Beside them a forward of 2 x 4096 tokens leaves 34 GiB before there are
+# gradients, 27 GiB of the state: 116 GiB.
+SLICE = {"num_hidden_layers": 4, "first_k_dense_replace": 1, "n_routed_experts": 32, "num_nextn_predict_layers": 0}
+SLICE_LENGTH, SLICE_BATCH = 4096, 2
+
+PEER = "transformers DeepseekV3ForCausalLM"
+# What a peer that is too large, or lacks a kernel, ends with.
+PEER_FAULTS = (RuntimeError, ValueError, NotImplementedError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -66,22 +82,31 @@ def cases() -> Iterator[Case]:
     yield Case("d 512, 64 experts", wider, 8, 1024, 3, ("bf16 autocast",))
 
 
-def gemm_rate(dtype: torch.dtype, size: int = 1024) -> float:
-    """FLOP/s of a square product, best of ten."""
-    a = torch.randn(size, size, dtype=dtype, device=training_device())
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+def accelerator_cases() -> Iterator[Case]:
+    """The peer's "bf16" is weights, gradients and moments in bf16, half of the bytes and quicker than its autocast."""
+    mini = V3Config.preset("mini", num_nextn_predict_layers=0)
+    yield Case("mini", mini, 16, 4096, 9, ("bf16", "bf16 autocast"))
+    v3 = V3Config.preset("671b", **SLICE)
+    yield Case("V3's widths, 4 layers, 32 experts", v3, SLICE_BATCH, SLICE_LENGTH, 7, ("bf16",))
+
+
+def gemm_rate(dtype: torch.dtype, size: int | None = None) -> float:
+    """FLOP/s of a square product, best of ten; of a size that fills the device."""
+    device = training_device()
+    size = size or (1024 if device.type == "cpu" else 8192)
+    a = torch.randn(size, size, dtype=dtype, device=device)
+    return 2 * size**3 / min(seconds_of(lambda: a @ a, functools.partial(wait_for, device)) for _ in range(10))
 
 
 def run() -> Iterator[BenchmarkRow]:
     """Forward, backward, clip and AdamW without MTP; tokens a second. The limit is bf16 GEMMs and nothing else."""
     keep_freed_memory()
+    if training_device().type != "cpu":
+        for case in accelerator_cases():
+            yield from one_by_one(case)
+        return
     for case in cases():
-        ids = torch.randint(0, case.config.vocab_size, (case.batch, case.length), device=training_device())
+        ids = _tokens(case)
         limit = gemm_rate(torch.bfloat16) / flops_per_token(case.config, case.length)
         ours = _ours(case.config, ids)
         for precision in case.peers:
@@ -90,16 +115,62 @@ def run() -> Iterator[BenchmarkRow]:
                 "tokens/s",
                 ids.numel(),
                 ours,
-                _peer(case.config, ids, autocast=precision != "fp32"),
-                "transformers DeepseekV3ForCausalLM",
+                _peer(case.config, ids, precision),
+                PEER,
                 repetitions=case.repetitions,
                 limit=limit,
                 target=2.5,
             )
 
 
-def _ours(config: V3Config, ids: torch.Tensor) -> Callable[[], None]:
-    model = V3ForCausalLM(config).initialize(0.06, 0).to(training_device())  # type: ignore[arg-type]
+def one_by_one(case: Case) -> Iterator[BenchmarkRow]:
+    """Ours, then each peer, each alone on the device; of every peer a row in tokens a second and one in shares of peak.
+
+    A peer that fails, for want of memory say, leaves our figure and its own reason.
+    """
+    device = training_device()
+    ids, flops = _tokens(case), flops_per_token(case.config, case.length)
+    settings = (case.repetitions, functools.partial(wait_for, device), functools.partial(release_memory, device))
+    rate, peak = gemm_rate(torch.bfloat16), bf16_peak(device)
+    mine = alone(functools.partial(_ours, case.config, ids), *settings)
+    for precision in case.peers:
+        name = f"{PEER}, {precision}"
+        try:
+            theirs = alone(functools.partial(_quickest_peer, case.config, ids, precision), *settings)
+        except PEER_FAULTS as error:
+            theirs, name = [], f"{name}: {type(error).__name__}"
+        what = f"{case.name}, {case.batch} x {case.length}, ours bf16 over fp32 weights"
+        row = row_of(what, "tokens/s", ids.numel(), mine, theirs, name, limit=rate / flops)
+        yield row
+        if peak is not None:
+            yield in_shares(row, flops, peak)
+
+
+def in_shares(row: BenchmarkRow, flops: float, peak: float) -> BenchmarkRow:
+    """A row in units a second as shares of `peak` FLOP/s, at `flops` a unit."""
+    share = flops / peak
+    return replace(
+        row,
+        unit=f"share of {peak / 1e12:,.0f} TFLOP/s",
+        ours=row.ours * share,
+        peer=None if row.peer is None else row.peer * share,
+        limit=None if row.limit is None else row.limit * share,
+    )
+
+
+def _tokens(case: Case) -> torch.Tensor:
+    return torch.randint(0, case.config.vocab_size, (case.batch, case.length), device=training_device())
+
+
+def _ours(config: V3Config, ids: torch.Tensor) -> Program:
+    if ids.device.type == "cpu":
+        model = V3ForCausalLM(config).initialize(0.06, 0)
+    else:  # minutes on the host, for the largest
+        with ids.device, torch.no_grad():
+            model = V3ForCausalLM(config)
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(0.0, 0.006)
     model.compute_dtype = torch.bfloat16
     engine = TorchEngine(model)
 
@@ -110,17 +181,21 @@ def _ours(config: V3Config, ids: torch.Tensor) -> Callable[[], None]:
     return step
 
 
-def _peer(config: V3Config, ids: torch.Tensor, *, autocast: bool) -> Callable[[], None]:
+def _peer(config: V3Config, ids: torch.Tensor, precision: str, attention: str = "sdpa") -> Program:
     from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
     fields = disk_config(config, Storage(torch.float32))
-    model = DeepseekV3ForCausalLM(DeepseekV3Config.from_dict(fields))
-    model.to(training_device())  # type: ignore[arg-type]
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    with ids.device:
+        model = DeepseekV3ForCausalLM._from_config(
+            DeepseekV3Config.from_dict(fields), dtype=dtype, attn_implementation=attention
+        )
+    model.set_experts_implementation("grouped_mm")
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def step() -> None:
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=precision == "bf16 autocast"):
             loss = model(ids, labels=ids, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -128,3 +203,20 @@ def _peer(config: V3Config, ids: torch.Tensor, *, autocast: bool) -> Callable[[]
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def _quickest_peer(config: V3Config, ids: torch.Tensor, precision: str) -> Program:
+    """The peer with the attention that is quickest here, of those that are installed."""
+    from transformers.utils import is_flash_attn_2_available
+
+    if not is_flash_attn_2_available() or precision == "fp32":
+        return _peer(config, ids, precision)
+    wait, release = functools.partial(wait_for, ids.device), functools.partial(release_memory, ids.device)
+    builds: dict[float, Callable[[], Program]] = {}
+    for attention in ("flash_attention_2", "sdpa"):
+        build = functools.partial(_peer, config, ids, precision, attention)
+        try:
+            builds[alone(build, 1, wait, release)[0]] = build
+        except PEER_FAULTS:
+            continue
+    return builds[min(builds)]() if builds else _peer(config, ids, precision)
