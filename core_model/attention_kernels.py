@@ -175,14 +175,15 @@ class FlashDocuments:
 
 @dataclass(frozen=True)
 class FlexDocuments:
-    """FlexAttention under a mask of blocks, causal within documents."""
+    """FlexAttention under a mask of blocks, causal within documents. dtype: that of the products."""
 
     documents: Documents
     attend_blocks: Callable[..., Any]
+    dtype: torch.dtype
     name = "FlexAttention, causal within documents"
 
     def inputs(self, q_BTHd: Tensor, k_BSHd: Tensor, v_BSHV: Tensor) -> tuple[Tensor, ...]:
-        return q_BTHd, k_BSHd, v_BSHV.contiguous()
+        return q_BTHd.to(self.dtype), k_BSHd.to(self.dtype), v_BSHV.to(self.dtype).contiguous()
 
     def attend(self, inputs: tuple[Tensor, ...], scale: float, visible: Tensor | None) -> tuple[Tensor, ...]:
         q_BHTd, k_BHTd, v_BHTV = (x.transpose(1, 2) for x in inputs)
@@ -215,7 +216,7 @@ def kernel_for(
     if found.varlen is not None:
         return FlashDocuments(documents, found.varlen, dtype)
     if found.flex is not None:
-        return FlexDocuments(documents, found.flex)
+        return FlexDocuments(documents, found.flex, dtype)
     return GatheredDocuments(documents)
 
 
@@ -252,7 +253,10 @@ def takes_unequal_widths(device: torch.device, dtype: torch.dtype, key_width: in
     q, k, v = (
         torch.empty(1, 256, 2, width[x], dtype=dtype, device=device, requires_grad=True).transpose(1, 2) for x in "qkv"
     )
-    chosen = int(choice(q, k, v, None, 0.0, True))
+    try:
+        chosen = int(choice(q, k, v, None, 0.0, True))
+    except RuntimeError:  # not on this device
+        return False
     return chosen == int(SDPBackend.CUDNN_ATTENTION.value)
 
 
