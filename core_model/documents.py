@@ -84,7 +84,7 @@ class Documents:
         """FlexAttention's: which blocks of keys each block of queries reads, and which of these need no mask.
 
         Made from the first and last document of each block and never from pairs of tokens: at 128K tokens a row, that
-        is 1024 blocks squared in place of 17e9 pairs. Padding sees itself alone, so that its softmax is finite.
+        is 1024 blocks squared in place of 17e9 pairs. Padding sees itself, so that its softmax is finite.
         """
         from torch.nn.attention.flex_attention import BlockMask
 
@@ -103,8 +103,7 @@ class Documents:
         whole_BIJ = ((one_BI[:, None, :] == one_BI[:, :, None]) & (one_BI[:, :, None] >= 0)).tril(-1)
 
         def seen(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            document = id_BT[b, query]
-            return (query == key) | ((query >= key) & (document == id_BT[b, key]) & (document >= 0))
+            return (query >= key) & (id_BT[b, query] == id_BT[b, key])
 
         return BlockMask.from_kv_blocks(
             *_counted(read_BIJ & ~whole_BIJ),

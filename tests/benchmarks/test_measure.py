@@ -104,10 +104,10 @@ def test_each_side_runs_alone_and_a_peer_out_of_memory_is_a_row(monkeypatch):
 
     monkeypatch.setattr(train_step, "_peer", peer)
     first, its_share, second, _ = one_by_one(case)
-    assert first.unit == "tokens/s" and first.ours > 0 and first.ratio == first.ours / first.peer
+    assert first.unit == "tokens/s" and first.ratio == pytest.approx(first.ours / first.peer)
     flops = flops_per_token(case.config, 8)
     assert its_share.ours == pytest.approx(first.ours * flops / 2e9) and its_share.limit == pytest.approx(0.5)
-    assert second.ours == first.ours and second.peer is None and second.peer_name.endswith("bf16: OutOfMemoryError")
+    assert second.ours == first.ours > 0 and second.peer is None and second.peer_name.endswith("bf16: OutOfMemoryError")
 
 
 def test_small_models_run_in_turn_on_a_cpu(monkeypatch):
