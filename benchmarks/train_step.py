@@ -21,6 +21,7 @@ from core_model.checkpoint.storage import Storage
 from core_model.parallel.device import bf16_peak, release_memory, training_device, wait_for
 from core_model.parallel.engine import MicroBatch, TorchEngine
 from core_model.parallel.host_memory import keep_freed_memory
+from core_model.precision import fastest_dtype
 
 # 197.6M parameters, 38.0M of them active; transformers trains no MTP, so neither model has any.
 WIDER: dict[str, Any] = {
@@ -56,6 +57,9 @@ SLICE_LENGTH, SLICE_BATCH = 4096, 2
 PEER = "transformers DeepseekV3ForCausalLM"
 # What a peer that is too large, or lacks a kernel, ends with.
 PEER_FAULTS = (RuntimeError, ValueError, NotImplementedError, ImportError)
+
+
+SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -99,19 +103,23 @@ def gemm_rate(dtype: torch.dtype, size: int | None = None) -> float:
 
 
 def run() -> Iterator[BenchmarkRow]:
-    """Forward, backward, clip and AdamW without MTP; tokens a second. The limit is bf16 GEMMs and nothing else."""
+    """Forward, backward, clip and AdamW without MTP; tokens a second. The limit is GEMMs and nothing else.
+
+    Where the CPU multiplies no bf16, both sides are fp32: bf16 would take them ten times as long.
+    """
     keep_freed_memory()
     if training_device().type != "cpu":
         for case in accelerator_cases():
             yield from one_by_one(case)
         return
+    dtype = fastest_dtype(training_device())
     for case in cases():
         ids = _tokens(case)
-        limit = gemm_rate(torch.bfloat16) / flops_per_token(case.config, case.length)
-        ours = _ours(case.config, ids)
-        for precision in case.peers:
+        limit = gemm_rate(dtype) / flops_per_token(case.config, case.length)
+        ours = _ours(case.config, ids, dtype)
+        for precision in case.peers if dtype == torch.bfloat16 else ("fp32",):
             yield compare(
-                f"{case.name}, {case.batch} x {case.length}, ours bf16, peer {precision}",
+                f"{case.name}, {case.batch} x {case.length}, ours {SHORT[dtype]}, peer {precision}",
                 "tokens/s",
                 ids.numel(),
                 ours,
@@ -162,7 +170,7 @@ def _tokens(case: Case) -> torch.Tensor:
     return torch.randint(0, case.config.vocab_size, (case.batch, case.length), device=training_device())
 
 
-def _ours(config: V3Config, ids: torch.Tensor) -> Program:
+def _ours(config: V3Config, ids: torch.Tensor, dtype: torch.dtype = torch.bfloat16) -> Program:
     if ids.device.type == "cpu":
         model = V3ForCausalLM(config).initialize(0.06, 0)
     else:  # minutes on the host, for the largest
@@ -171,7 +179,7 @@ def _ours(config: V3Config, ids: torch.Tensor) -> Program:
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, 0.006)
-    model.compute_dtype = torch.bfloat16
+    model.compute_dtype = dtype
     engine = TorchEngine(model)
 
     def step() -> None:
