@@ -14,6 +14,7 @@ from benchmarks.train_step import PEER_FAULTS, gemm_rate
 from core_model.attention_kernels import GatheredDocuments, Kernel, kernel_for, scaled_dot_product
 from core_model.documents import Documents, find_documents
 from core_model.parallel.device import training_device, wait_for
+from core_model.precision import fastest_dtype
 
 CASES = ((32, 256, 2, 48, 32), (8, 1024, 4, 48, 32), (1, 2048, 8, 192, 128))  # batch, length, heads, qk, v
 # On an accelerator V3's own heads, at the length it is trained at, and a pack of documents with a long tail.
@@ -80,8 +81,10 @@ def _draw(batch: int, length: int, heads: int, width: int, value: int) -> tuple[
     """Queries, keys, values and the gradient of the output."""
     device = training_device()
 
+    dtype = fastest_dtype(device)
+
     def draw(size: int, learned: bool) -> Tensor:
-        return torch.randn(batch, length, heads, size, dtype=torch.bfloat16, device=device, requires_grad=learned)
+        return torch.randn(batch, length, heads, size, dtype=dtype, device=device, requires_grad=learned)
 
     return (draw(width, True), draw(width, True), draw(value, True)), draw(value, False)
 

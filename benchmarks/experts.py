@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from benchmarks.measure import BenchmarkRow, compare
-from benchmarks.train_step import WIDER, gemm_rate
+from benchmarks.train_step import SHORT, WIDER, gemm_rate
 from core_model import V3Config
 from core_model.checkpoint.config_file import disk_config
 from core_model.checkpoint.storage import Storage
 from core_model.moe.experts import Experts
 from core_model.parallel.device import training_device, wait_for
 from core_model.parallel.host_memory import keep_freed_memory
+from core_model.precision import fastest_dtype
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,15 @@ class Case:
 
 
 def run() -> Iterator[BenchmarkRow]:
-    """Forward and backward in bf16 over fp32 master weights, each step with another routing; tokens a second.
+    """Forward and backward over fp32 master weights, in the dtype that the device multiplies fastest, each step with
+    another routing; tokens a second.
 
     Both sides have the same weights, input and routing, uniform over the experts. The peer's weights are cast once,
     outside the clock: it has no master weights.
     """
     keep_freed_memory()
-    rate = gemm_rate(torch.bfloat16)
+    dtype = fastest_dtype(training_device())
+    rate = gemm_rate(dtype)
     for case in (
         Case("nano", V3Config.preset("nano"), 4096),
         Case("d 512, 64 experts", V3Config(**WIDER), 2048),
@@ -46,15 +49,17 @@ def run() -> Iterator[BenchmarkRow]:
                 f"{case.name}, {case.tokens} tokens",
                 "tokens/s",
                 case.tokens,
-                *_sides(config, case.tokens, implementation),
-                f"transformers DeepseekV3Experts, bf16, {implementation}",
+                *_sides(config, case.tokens, implementation, dtype),
+                f"transformers DeepseekV3Experts, {SHORT[dtype]}, {implementation}",
                 repetitions=7,
                 limit=rate / flops,
                 wait=functools.partial(wait_for, training_device()),
             )
 
 
-def _sides(config: V3Config, tokens: int, implementation: str) -> tuple[Callable[[], None], Callable[[], None]]:
+def _sides(
+    config: V3Config, tokens: int, implementation: str, dtype: torch.dtype
+) -> tuple[Callable[[], None], Callable[[], None]]:
     from transformers import DeepseekV3Config
     from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
 
@@ -67,9 +72,9 @@ def _sides(config: V3Config, tokens: int, implementation: str) -> tuple[Callable
         for parameter in ours.parameters():
             parameter.copy_(0.06 * torch.randn(parameter.shape, generator=generator))
         theirs.load_state_dict(ours.state_dict())
-    theirs.to(torch.bfloat16)
+    theirs.to(dtype)
     experts, top_k = ours.gate_up_proj.shape[0], config.num_experts_per_tok
-    x_TD = torch.randn(tokens, config.hidden_size, generator=generator).to(device, torch.bfloat16)
+    x_TD = torch.randn(tokens, config.hidden_size, generator=generator).to(device, dtype)
 
     def stepper(module: nn.Module) -> Callable[[], None]:
         draw = torch.Generator().manual_seed(1)

@@ -110,13 +110,18 @@ def test_each_side_runs_alone_and_a_peer_out_of_memory_is_a_row(monkeypatch):
     assert second.ours == first.ours > 0 and second.peer is None and second.peer_name.endswith("bf16: OutOfMemoryError")
 
 
-def test_small_models_run_in_turn_on_a_cpu(monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "peers"), [(torch.float32, ["fp32"]), (torch.bfloat16, ["fp32", "bf16 autocast"])], ids=["fp32", "bf16"]
+)
+def test_small_models_run_in_turn_on_a_cpu(dtype, peers, monkeypatch):
+    """A peer in bf16 only where the processor multiplies that."""
     case = Case("tiny", V3Config.preset("nano", **TINY), 2, 8, 1, ("fp32", "bf16 autocast"))
     monkeypatch.setattr(train_step, "gemm_rate", lambda dtype: 1e9)
     monkeypatch.setattr(train_step, "cases", lambda: iter([case]))
+    monkeypatch.setattr(train_step, "fastest_dtype", lambda device: dtype)
     monkeypatch.setattr(attention, "CASES", ((1, 8, 2, 12, 8),))
     rows = [*train_step.run(), *attention.run()]
-    assert [row.unit for row in rows] == ["tokens/s", "tokens/s", "k tokens/s"]
+    assert [row.case.partition("peer ")[2] for row in rows[:-1]] == peers and rows[-1].unit == "k tokens/s"
     assert all(row.ours > 0 and row.peer and row.ratio for row in rows)
 
 
@@ -151,6 +156,7 @@ def test_attentions_cases_on_an_accelerator_run_in_every_kernel(monkeypatch):
     monkeypatch.setattr(attention, "DOCUMENTS", (24, 16, 8))
     monkeypatch.setattr(attention, "V3", {**attention.V3, "heads": 2})
     monkeypatch.setattr(attention, "REPETITIONS", 1)
+    monkeypatch.setattr(attention, "gemm_rate", lambda dtype: 1e9)
 
     def varlen(q, k, v, bounds, _, longest, same, *, scale, window_size):
         assert (bounds.tolist(), longest, same, window_size) == ([0, 24, 40, 48], 24, 24, (-1, 0))
