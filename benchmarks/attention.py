@@ -80,7 +80,6 @@ def accelerator_rows() -> Iterator[BenchmarkRow]:
 def _draw(batch: int, length: int, heads: int, width: int, value: int) -> tuple[Inputs, Tensor]:
     """Queries, keys, values and the gradient of the output."""
     device = training_device()
-
     dtype = fastest_dtype(device)
 
     def draw(size: int, learned: bool) -> Tensor:
