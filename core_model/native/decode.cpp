@@ -14,14 +14,14 @@
 
 #include <omp.h>
 
-#define VECTOR_BYTES 64  // sixteen numbers: in several registers where they are narrower
 #include "router.h"
 #include "vectors.h"
 
 namespace {
 
-constexpr int PANEL = 32;          // columns of a panel: two vectors
-constexpr int ROWS = 8;            // rows of a tile: 16 sums, two weights and a factor are in registers
+constexpr int PANEL = 32;          // columns of a panel
+constexpr int PART = 2 * LANES;    // of these taken at once
+constexpr int ROWS = LANES == 16 ? 8 : 6;  // rows of a tile: twice as many sums, two weights and a factor are in registers
 constexpr int TOKENS = 32;         // taken through the layers together: their activations stay near the core
 constexpr int BLOCK = 64;          // positions whose scores are held at once
 constexpr int64_t STRETCH = 1024;  // positions that are summed up by themselves, and can be by another thread
@@ -30,24 +30,24 @@ constexpr int AHEAD = 16;          // positions between what is read and what is
 
 template <int R>
 void tile(const float* x, int64_t x_stride, int depth, const float* panel, float* out, int64_t out_stride, int columns) {
-  Vector sums[R][2] = {};
-  for (int k = 0; k < depth; k++) {
-    const Vector left = load(panel + k * PANEL), right = load(panel + k * PANEL + 16);
-    for (int r = 0; r < R; r++) {
-      const float factor = x[r * x_stride + k];
-      sums[r][0] += left * factor;
-      sums[r][1] += right * factor;
+  for (int part = 0; part < columns; part += PART) {
+    Vector sums[R][2] = {};
+    for (int k = 0; k < depth; k++) {
+      const Vector left = load(panel + k * PANEL + part), right = load(panel + k * PANEL + part + LANES);
+      for (int r = 0; r < R; r++) {
+        const float factor = x[r * x_stride + k];
+        sums[r][0] += left * factor;
+        sums[r][1] += right * factor;
+      }
     }
-  }
-  for (int r = 0; r < R; r++) {
-    if (columns == PANEL) {
-      store(out + r * out_stride, sums[r][0]);
-      store(out + r * out_stride + 16, sums[r][1]);
-    } else {
-      float whole[PANEL];
-      store(whole, sums[r][0]);
-      store(whole + 16, sums[r][1]);
-      std::memcpy(out + r * out_stride, whole, columns * sizeof(float));
+    for (int r = 0; r < R; r++) {
+      float* to = out + r * out_stride + part;
+      if (part + PART <= columns) {
+        store(to, sums[r][0]);
+        store(to + LANES, sums[r][1]);
+      } else {
+        std::memcpy(to, sums[r], (columns - part) * sizeof(float));
+      }
     }
   }
 }
@@ -56,7 +56,7 @@ void tile(const float* x, int64_t x_stride, int depth, const float* panel, float
 void product(const float* x, int64_t x_stride, int rows, int depth, const float* packed, int width, float* out,
              int64_t out_stride) {
   using Tile = void (*)(const float*, int64_t, int, const float*, float*, int64_t, int);
-  static constexpr Tile tiles[ROWS + 1] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>};
+  static constexpr Tile tiles[] = {nullptr, tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>, tile<7>, tile<8>};
   for (int column = 0; column < width; column += PANEL, packed += static_cast<int64_t>(depth) * PANEL) {
     const int columns = std::min(PANEL, width - column);
     for (int row = 0; row < rows; row += ROWS) {
@@ -88,9 +88,9 @@ void gated(float* inner, int rows, int width) {
     float* gate = inner + static_cast<int64_t>(row) * 2 * width;
     const float* up = gate + width;
     int i = 0;
-    for (; i + 16 <= width; i += 16) store(gate + i, load(gate + i) * sigmoid(load(gate + i)) * load(up + i));
+    for (; i + LANES <= width; i += LANES) store(gate + i, load(gate + i) * sigmoid(load(gate + i)) * load(up + i));
     if (i < width) {
-      float padded[16] = {};
+      float padded[LANES] = {};
       std::memcpy(padded, gate + i, (width - i) * sizeof(float));
       const Vector rest = load(padded) * sigmoid(load(padded));
       store(padded, rest);
@@ -320,7 +320,7 @@ class Worker {
         for (int c = 0; c < width; c += 16) __builtin_prefetch(key + AHEAD * width + c);
         Vector sums[Q] = {};
         int c = 0;
-        for (; c + 16 <= width; c += 16) {
+        for (; c + LANES <= width; c += LANES) {
           const Vector part = load(key + c);
           for (int i = 0; i < Q; i++) sums[i] += part * load(q + i * width + c);
         }
@@ -332,15 +332,15 @@ class Worker {
       }
       for (int i = 0; i < Q; i++) weigh(scores[i], static_cast<int>(std::clamp<int64_t>(seen[i] - at, 0, count)), parts[i]);
       int c = 0;
-      for (; c + 32 <= shape_.latent; c += 32) {
+      for (; c + PART <= shape_.latent; c += PART) {
         Vector totals[Q][2];
         for (int i = 0; i < Q; i++) {
           totals[i][0] = load(parts[i].latent + c);
-          totals[i][1] = load(parts[i].latent + c + 16);
+          totals[i][1] = load(parts[i].latent + c + LANES);
         }
         for (int j = 0; j < count; j++) {
           const float* from = block + static_cast<int64_t>(j) * width + c;
-          const Vector left = load(from), right = load(from + 16);
+          const Vector left = load(from), right = load(from + LANES);
           for (int i = 0; i < Q; i++) {
             totals[i][0] += left * scores[i][j];
             totals[i][1] += right * scores[i][j];
@@ -348,7 +348,7 @@ class Worker {
         }
         for (int i = 0; i < Q; i++) {
           store(parts[i].latent + c, totals[i][0]);
-          store(parts[i].latent + c + 16, totals[i][1]);
+          store(parts[i].latent + c + LANES, totals[i][1]);
         }
       }
       for (; c < shape_.latent; c++)
@@ -363,10 +363,10 @@ class Worker {
     float most = part.most;
     for (int j = 0; j < visible; j++) most = std::max(most, scores[j]);
     const float share = visible ? std::exp(part.most - most) : 1.0f;
-    for (int j = 0; j < visible; j += 16) store(scores + j, exponential(load(scores + j) - most));
+    for (int j = 0; j < visible; j += LANES) store(scores + j, exponential(load(scores + j) - most));
     std::fill(scores + visible, scores + BLOCK, 0.0f);
     Vector totals = {};
-    for (int j = 0; j < BLOCK; j += 16) totals += load(scores + j);
+    for (int j = 0; j < BLOCK; j += LANES) totals += load(scores + j);
     if (share != 1.0f)
       for (int c = 0; c < shape_.latent; c++) part.latent[c] *= share;
     part.total = part.total * share + sum(totals);
@@ -388,9 +388,9 @@ class Worker {
   // Choose experts for `normed_`, and add to `added_` what they give.
   void route(const Layer& layer, int64_t* indices, float* weights, float* scores) {
     product(normed_.data(), shape_.dim, count_, shape_.dim, layer.gate, layer.router.experts, scores, layer.router.experts);
-    for (int64_t i = 0; i < static_cast<int64_t>(count_) * layer.router.experts; i += 16) {
-      float padded[16] = {};
-      const size_t some = std::min<int64_t>(16, static_cast<int64_t>(count_) * layer.router.experts - i) * sizeof(float);
+    for (int64_t i = 0; i < static_cast<int64_t>(count_) * layer.router.experts; i += LANES) {
+      float padded[LANES] = {};
+      const size_t some = std::min<int64_t>(LANES, static_cast<int64_t>(count_) * layer.router.experts - i) * sizeof(float);
       std::memcpy(padded, scores + i, some);
       store(padded, sigmoid(load(padded)));
       std::memcpy(scores + i, padded, some);

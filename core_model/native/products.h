@@ -117,8 +117,7 @@ void pack(const float* weight, int out, int in, typename F::Step* to) {
         for (int i = 0; i < LANES; i++) {
           const float* from = weight + static_cast<int64_t>(begin + n + i) * in + k;
           if constexpr (F::IS_BF16) {
-            Bf16 row[MANY] = {};
-            for (int j = 0; j < some; j += LANES) store(row + j, load(from + j));
+            const Halves row[2] = {rounded(load(from)), some > LANES ? rounded(load(from + LANES)) : Halves{}};
             std::memcpy(&block[i], row, sizeof row);
           } else {
             block[i] = load(from);
@@ -183,8 +182,10 @@ void pack_rows(const typename F::Number* from, int rows, int width, typename F::
       for (int step = 0; step < steps; step += LANES) {
         const int some = std::min(LANES, steps - step);
         typename F::Steps block[LANES] = {};
-        for (int i = 0; i < LANES; i++)
-          std::memcpy(&block[i], from + static_cast<int64_t>(begin + column + i) * width + F::STEP * step, some * sizeof(typename F::Step));
+        for (int i = 0; i < LANES; i++) {
+          const auto* row = reinterpret_cast<const typename F::Step*>(from + static_cast<int64_t>(begin + column + i) * width) + step;
+          if (some == LANES) block[i] = load(row); else std::memcpy(&block[i], row, some * sizeof *row);
+        }
         transpose(block);
         for (int i = 0; i < some; i++) store(to + static_cast<int64_t>(step + i) * columns + column, block[i]);
       }

@@ -8,7 +8,7 @@
 #include <immintrin.h>
 #endif
 
-#ifndef VECTOR_BYTES  // decoding has a width of its own, on which its blocks are laid out
+#ifndef VECTOR_BYTES  // tests try other widths than this processor's
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #elif defined(__AVX__)
