@@ -18,8 +18,8 @@ from core_model.checkpoint.storage import Storage
 from core_model.generation import Engine, SamplingParams
 from core_model.parallel.device import training_device
 from core_model.parallel.host_memory import keep_freed_memory
+from core_model.precision import fastest_dtype
 
-DTYPES = (torch.float32, torch.bfloat16)
 MOST_GATHERED = 2**31  # bytes
 
 
@@ -44,6 +44,11 @@ def cases() -> Iterator[Case]:
     yield Case("d 512, 64 experts", wider, 32, 128, 64, 3, None)
 
 
+def dtypes() -> list[torch.dtype]:
+    """What each side is tried in: fp32, and bf16 where the device multiplies it."""
+    return [torch.float32, *({fastest_dtype(training_device())} - {torch.float32})]
+
+
 def run() -> Iterator[BenchmarkRow]:
     """New tokens a second, the prompts' reading included; both sides at the best of their settings."""
     for case in cases():
@@ -56,7 +61,7 @@ def row(case: Case, work: int) -> BenchmarkRow:
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(0, case.config.vocab_size, (case.batch, case.prompt), generator=draw).to(training_device())
     model = V3ForCausalLM(case.config).initialize(0.06, 0).to(training_device())  # type: ignore[arg-type]
-    ours = {_name(dtype): _ours(model, ids, case.new, dtype) for dtype in DTYPES}
+    ours = {_name(dtype): _ours(model, ids, case.new, dtype) for dtype in dtypes()}
     for way in ours.values():  # the first time it makes its cache
         way()
     my_name, mine = _best(ours)
@@ -93,7 +98,7 @@ def _ours(model: V3ForCausalLM, ids: torch.Tensor, new: int, dtype: torch.dtype)
 def _peers(model: V3ForCausalLM, ids: torch.Tensor, new: int) -> dict[str, Callable[[], object]]:
     """transformers' model in each precision, with each kind of cache and of product over experts that runs here."""
     ways: dict[str, Callable[[], object]] = {}
-    for dtype in DTYPES:
+    for dtype in dtypes():
         peer = _peer_of(model, dtype)
         config = model.config
         # `batched_mm` gathers the weights of every choice: 19 GB for the wider model's prompts.
