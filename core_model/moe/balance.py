@@ -31,7 +31,7 @@ def sequence_balance_loss(scores_TE: Tensor, top_k: int, sequences: int, real_BT
     real_BT1 = torch.ones_like(scores_BTE[..., :1]) if real_BT is None else real_BT.unsqueeze(-1).float()
     length_B1 = real_BT1.sum(dim=1).clamp_min(1)
     chosen_BTK = top_k_low_index(scores_BTE.detach(), top_k)
-    counts_BE = torch.zeros(sequences, experts, device=scores_TE.device).scatter_add_(
+    counts_BE = scores_TE.new_zeros(sequences, experts).scatter_add_(
         1, chosen_BTK.flatten(1), real_BT1.expand_as(chosen_BTK).flatten(1)
     )
     f_BE = counts_BE * experts / (top_k * length_B1)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from core_model import native
 from core_model.attention import AttentionContext, MultiHeadLatentAttention
@@ -103,7 +104,7 @@ def serves(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> boo
         return False
     if isinstance(layer.mlp, MoE) and layer.mlp.is_capped:
         return False
-    if context.cache is not None or drops_derived() or not _compiled(x_BTD.dtype):
+    if context.cache is not None or drops_derived() or not _compiled(x_BTD.dtype) or _all_watched():
         return False
     parts = (layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp)
     if not all(_plain(module) for part in parts for module in part.modules()):
@@ -120,15 +121,27 @@ def serves(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> boo
 
 
 def _compiled(dtype: torch.dtype) -> bool:
-    """Whether there is code for products of this dtype, and nobody wants them in another."""
+    """Whether there is code for products of this dtype, and nobody wants them in another or sees every operation."""
     if reason_against(dtype) is not None or native.library("train") is None:
+        return False
+    if _get_current_dispatch_mode() is not None:  # a counter of FLOPs, say
         return False
     return dtype != torch.float32 or not torch.is_autocast_enabled("cpu")
 
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def _plain(module: nn.Module) -> bool:
-    """Neither replaced (by an adapter, say) nor watched."""
-    return type(module) in PARTS and not (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    """Neither replaced (by an adapter, say, or another `forward` of its own) nor watched."""
+    if type(module) not in PARTS or "forward" in vars(module):
+        return False
+    return not any(getattr(module, hooks) for hooks in HOOKS)
+
+
+def _all_watched() -> bool:
+    """Whether there are hooks of all modules."""
+    return any(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
 
 
 def run(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, tuple[Tensor, ...] | None]:
@@ -164,7 +177,7 @@ def cross_entropy(
         raise IndexError(
             f"labels reach from {int(labels_N.min())} to {int(labels_N.max())}, tokens from 0 to {vocabulary - 1}"
         )
-    hidden, labels = hidden_ND.contiguous(), labels_N.contiguous()
+    hidden, labels = hidden_ND.contiguous(), labels_N.to(torch.int64).contiguous()
     return _library().trivium_cross_entropy(
         KINDS[hidden.dtype], _address(hidden), _address(weight_WD), _address(labels), ctypes.c_int64(len(labels)),
         dim, vocabulary, torch.get_num_threads(),
@@ -223,8 +236,9 @@ class _Order:
     def __init__(self, x_BTD: Tensor, context: AttentionContext) -> None:
         batch, length, _ = x_BTD.shape
         if context.documents is None:
-            self.token_X = torch.arange(batch * length, dtype=torch.int32)
-            self.end_N = torch.arange(length, batch * length + 1, length, dtype=torch.int32)
+            tokens = {"dtype": torch.int32, "device": x_BTD.device}
+            self.token_X = torch.arange(batch * length, **tokens)
+            self.end_N = torch.arange(length, batch * length + 1, length, **tokens)
         else:
             self.token_X, self.end_N = context.documents.token_X, context.documents.end_N
         self.rotations = torch.view_as_real(context.rotations).flatten(0, 1).contiguous()
@@ -291,8 +305,12 @@ def _keep(s: Shape, order: _Order, dtype: torch.dtype) -> dict[str, Tensor]:
     """Room for what forward leaves to backward."""
     tokens, heads = s.tokens, s.heads
 
+    # Every dtype and device is named: the defaults may be others.
     def states(*sizes: int) -> Tensor:
-        return torch.empty(sizes, dtype=dtype)
+        return torch.empty(sizes, dtype=dtype, device="cpu")
+
+    def fp32(*sizes: int) -> Tensor:
+        return torch.empty(sizes, dtype=torch.float32, device="cpu")
 
     kept = {
         "latents": states(tokens, s.query + s.latent + s.rope),
@@ -300,16 +318,16 @@ def _keep(s: Shape, order: _Order, dtype: torch.dtype) -> dict[str, Tensor]:
         "k": states(tokens, heads, s.nope + s.rope),
         "v": states(tokens, heads, s.value),
         # What is no document's attends to nothing.
-        "out": (torch.empty if order.covers(tokens) else torch.zeros)(tokens, heads, s.value, dtype=dtype),
-        "lse": torch.empty(tokens, heads),
+        "out": states(tokens, heads, s.value) if order.covers(tokens) else states(tokens, heads, s.value).zero_(),
+        "lse": fp32(tokens, heads),
         "after": states(tokens, s.dim),
         "inner": states(tokens, 2 * s.width),
     }
     if s.router.experts:
         chosen, experts = s.router.chosen, s.router.experts
         kept["expert_inner"] = states(tokens * chosen + experts, 2 * s.expert_width)  # each expert's rows made even
-        kept["indices"] = torch.empty(tokens, chosen, dtype=torch.int64)
-        kept["weights"], kept["scores"] = torch.empty(tokens, chosen), torch.empty(tokens, experts)
+        kept["indices"] = torch.empty(tokens, chosen, dtype=torch.int64, device="cpu")
+        kept["weights"], kept["scores"] = fp32(tokens, chosen), fp32(tokens, experts)
     return kept
 
 

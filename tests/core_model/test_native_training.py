@@ -15,6 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import random_tokens, relative_difference
 from torch import nn
+from torch.nn.modules import module as module_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 from core_model import V3Config, V3ForCausalLM, native
 from core_model.loss import cross_entropy_sum
@@ -241,9 +243,69 @@ def test_whom_operations_serve():
     assert not served(watched) and served(watched, layer=0)
     handle.remove()
     assert served(watched)
+    own = training_model()
+    own.model.layers[1].self_attn.forward = own.model.layers[1].self_attn.forward
+    assert not served(own) and served(own, layer=0)
+    with FlopCounterMode(display=False):
+        assert not served(training_model())
     adapted = training_model()
     adapted.model.layers[1].self_attn.o_proj = nn.Sequential(adapted.model.layers[1].self_attn.o_proj)
     assert not served(adapted) and served(adapted, layer=0)
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        nn.Module.register_forward_hook,
+        nn.Module.register_forward_pre_hook,
+        nn.Module.register_full_backward_hook,
+        nn.Module.register_full_backward_pre_hook,
+        lambda _, hook: module_hooks.register_module_forward_hook(hook),
+        lambda _, hook: module_hooks.register_module_forward_pre_hook(hook),
+        lambda _, hook: module_hooks.register_module_full_backward_hook(hook),
+        lambda _, hook: module_hooks.register_module_full_backward_pre_hook(hook),
+    ],
+)
+def test_every_kind_of_hook_is_called(register):
+    model, seen = training_model(), []
+    handle = register(model.model.layers[1].mlp.shared_experts, lambda module, *_: seen.append(type(module).__name__))
+    gradients(model, random_tokens(2, 30, vocabulary=48))
+    handle.remove()
+    assert "MLP" in seen
+    assert served(model)
+
+
+@both
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_another_default_dtype_changes_nothing(default, dtype):
+    model, tokens = training_model(dtype), random_tokens(2, 50, vocabulary=48)
+    expected = gradients(model, tokens)
+    torch.set_default_dtype(default)
+    try:
+        found = gradients(model, tokens)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_another_default_device_changes_nothing():
+    model, tokens = training_model(torch.float32), random_tokens(2, 50, vocabulary=48)
+    hidden = model.model(tokens).last_hidden_state.detach()
+    context = model.model.attention_context((2, 50), None, None, None)
+    x = model.model.embed(tokens)
+    expected = training.run(model.model.layers[1], x, context)[0]
+    with torch.device("meta"):
+        found = training.run(model.model.layers[1], x, context)[0]
+        loss = cross_entropy_sum(hidden, model.lm_head.weight, tokens)
+    assert torch.equal(found, expected)
+    assert torch.equal(loss, cross_entropy_sum(hidden, model.lm_head.weight, tokens))
+
+
+def test_labels_of_any_integer_type():
+    hidden, weight, labels = torch.randn(70, 32), torch.randn(80, 32), torch.arange(70)
+    expected = cross_entropy_sum(hidden, weight, labels)
+    for kind in (torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(cross_entropy_sum(hidden, weight, labels.to(kind)), expected)
 
 
 def test_hooks_on_parts_see_them():
