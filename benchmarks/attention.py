@@ -27,7 +27,7 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def run() -> Iterator[BenchmarkRow]:
-    """Forward and backward, causal, bf16; rates in thousands of tokens a second."""
+    """Forward and backward, causal, in the dtype the device multiplies fastest; thousands of tokens a second."""
     if training_device().type != "cpu":
         yield from accelerator_rows()
         return

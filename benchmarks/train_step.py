@@ -66,7 +66,7 @@ SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 class Case:
     """A model, the tokens of a step, how often each side runs, and in which precisions the peer is tried.
 
-    The peer's experts are transformers' default, `grouped_mm`; its other two ways are slower (LABBOOK.md).
+    The peer's experts are transformers' default, `grouped_mm`; its other two ways are as fast or slower (LABBOOK.md).
     """
 
     name: str
@@ -105,7 +105,7 @@ def gemm_rate(dtype: torch.dtype, size: int | None = None) -> float:
 def run() -> Iterator[BenchmarkRow]:
     """Forward, backward, clip and AdamW without MTP; tokens a second. The limit is GEMMs and nothing else.
 
-    Where the CPU multiplies no bf16, both sides are fp32: bf16 would take them ten times as long.
+    Where the CPU multiplies no bf16, both sides are fp32: bf16 would take them twelve times as long.
     """
     keep_freed_memory()
     if training_device().type != "cpu":

@@ -42,7 +42,7 @@ def _loaded(name: str) -> tuple[ctypes.CDLL | None, str | None]:
     try:
         return _opened(name), None
     except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
-        log.info("%s without compiled code, more slowly: %s", name, error)
+        log.warning("%s without compiled code, more slowly: %s", name, error)
         return None, str(error)
 
 
