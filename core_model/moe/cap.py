@@ -28,7 +28,7 @@ class RankCap:
     whose load is even, so that below 1 an even load too would lose pairs. Padding takes rows like any other token.
 
     Raises:
-        ValueError: fewer than 2 ranks, or a factor below 1 or not finite.
+        ValueError: fewer than 2 ranks, or a factor that is no number, below 1 or not finite.
     """
 
     ranks: int
@@ -37,7 +37,7 @@ class RankCap:
     def __post_init__(self) -> None:
         if type(self.ranks) is not int or self.ranks < 2:
             raise ValueError(f"a rank cap needs 2 ranks or more, not {self.ranks!r}")
-        if not (1 <= self.factor < math.inf):
+        if type(self.factor) not in (int, float) or not (1 <= self.factor < math.inf):
             raise ValueError(f"the factor of a rank cap must be finite and >= 1, not {self.factor!r}")
 
     def check(self, config: V3Config) -> None:

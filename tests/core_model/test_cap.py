@@ -262,6 +262,9 @@ def test_evaluation_and_generation_know_no_cap():
         ((2, 0.9), ">= 1"),
         ((2, math.inf), "finite"),
         ((2, math.nan), "finite"),
+        ((2, "1"), "not '1'"),
+        ((2, None), "not None"),
+        ((2, True), "not True"),
     ],
 )
 def test_caps_that_make_no_sense_are_refused(cap, message):
