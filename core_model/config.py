@@ -7,7 +7,7 @@ their absence has happened to others (NVIDIA-NeMo/Megatron-Bridge#5165).
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -182,7 +182,8 @@ class V3Config(PreTrainedConfig):
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # No math.isfinite, which makes a float of what it is given: JSON's integers may be larger than any float.
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _yarn_problems(scaling: dict[str, Any]) -> Iterator[str]:
