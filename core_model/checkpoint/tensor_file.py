@@ -52,7 +52,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     """The tensors of a file, by name.
 
     Raises:
-        InputError: no such file, no safetensors file, or one that is cut short.
+        InputError: no such file, no safetensors file, one that is cut short, or tensors that overlap or leave holes.
     """
     if not path.is_file():
         raise InputError(path, expected="the model's weights", found="no such file")
@@ -69,7 +69,15 @@ def read_header(path: Path) -> dict[str, Entry]:
         entries = {name: _entry(fields, 8 + length) for name, fields in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(path, expected="the header of a safetensors file", found=f"{error!r}") from error
-    end = max((entry.start + entry.nbytes for entry in entries.values()), default=8 + length)
+    end = 8 + length
+    # Without holes and overlaps, as the library demands: bytes that belong to no tensor, or to two, are no weights.
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if entry.start != end:
+            found = f"{entry.start}, {'a hole' if entry.start > end else 'an overlap'}"
+            raise InputError(
+                path, where=name, expected=f"its data from byte {end} on, where the last ends", found=found
+            )
+        end += entry.nbytes
     if end != size:
         found = f"{size} bytes" + (" (cut short?)" if size < end else "")
         raise InputError(path, expected=f"{end} bytes, by its header", found=found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from itertools import pairwise
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import same, tiny_config
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from core_model.checkpoint import Storage
@@ -20,6 +21,7 @@ from core_model.checkpoint.config_file import write_config
 from core_model.checkpoint.convert import plan_shards
 from core_model.checkpoint.names import shapes_on_disk
 from core_model.checkpoint.tensor_file import DTYPES, TensorWriter, read_header, read_tensor
+from core_model.errors import InputError
 
 BF16 = Storage(torch.bfloat16)
 
@@ -49,6 +51,28 @@ def test_files_are_those_of_the_safetensors_library(tmp_path_factory, declared):
             assert read.shape == tensor.shape and same(read, tensor)
     with safe_open(folder / "ours", framework="pt") as opened:
         assert opened.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize(
+    ("offsets", "size", "where", "found"),
+    [
+        ([(0, 8), (4, 12)], 12, "b", "an overlap"),
+        ([(0, 8), (0, 8)], 8, "b", "an overlap"),
+        ([(0, 8), (12, 20)], 20, "b", "a hole"),
+        ([(4, 12), (12, 20)], 20, "a", "a hole"),
+        ([(12, 20), (0, 8)], 20, "a", "a hole"),
+    ],
+)
+def test_tensors_that_overlap_or_leave_holes_are_refused(tmp_path, offsets, size, where, found):
+    path = tmp_path / "file"
+    header = {n: {"dtype": "F32", "shape": [2], "data_offsets": o} for n, o in zip("ab", offsets, strict=True)}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+    with pytest.raises(SafetensorError):
+        load_file(path)
+    with pytest.raises(InputError) as caught:
+        read_header(path)
+    assert caught.value.path == path and caught.value.where == where and found in caught.value.found
 
 
 def test_a_writer_holds_to_what_was_declared(tmp_path):
