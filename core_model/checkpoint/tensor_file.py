@@ -74,9 +74,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if entry.start != end:
             found = f"{entry.start}, {'a hole' if entry.start > end else 'an overlap'}"
-            raise InputError(
-                path, where=name, expected=f"its data from byte {end} on, where the last ends", found=found
-            )
+            raise InputError(path, where=name, expected=f"its data from byte {end} on, without gap", found=found)
         end += entry.nbytes
     if end != size:
         found = f"{size} bytes" + (" (cut short?)" if size < end else "")
