@@ -46,6 +46,15 @@ SIZES = (
 )
 MAY_BE_ZERO = ("num_nextn_predict_layers", "n_shared_experts", "first_k_dense_replace")
 MAY_BE_NONE = ("n_routed_experts", "q_lora_rank")
+# Sizes beyond any model's, refused before anything is built: a broken config.json would otherwise be counted through
+# for hours. A weight has three factors at most and a 2 for pairs of them, so that at 1e6 each its bytes fit in 64 bits.
+MOST = 1_000_000
+MOST_OF = {
+    "num_hidden_layers": 10_000,
+    "num_nextn_predict_layers": 10_000,
+    "vocab_size": 10_000_000,  # a factor beside one other
+    "max_position_embeddings": 1_000_000_000,  # a factor of no weight
+}
 # Numbers that are no sizes, and what each must exceed; at base 1 the rotary pairs would all turn alike.
 ABOVE = {"routed_scaling_factor": 0, "rms_norm_eps": 0, "rope_theta": 1}
 YARN_ABOVE = {"beta_fast": 0, "beta_slow": 0}
@@ -118,6 +127,8 @@ class V3Config(PreTrainedConfig):
                 continue
             if type(value) is not int or value < least:
                 yield f"{name} must be an integer >= {least}, not {value!r}"
+            elif value > (most := MOST_OF.get(name, MOST)):
+                yield f"{name} must be at most {most}, not {value}"
         for name, bound in ABOVE.items():
             if not _is_number(value := getattr(self, name)) or value <= bound:
                 yield f"{name} must be a number > {bound}, not {value!r}"

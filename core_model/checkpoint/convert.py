@@ -264,6 +264,7 @@ def _plan(weights: StoredWeights, storage: Storage | None, mtp: bool, shard_byte
     """Settle what is to be written, after checking that the source has it all."""
     config = _config(weights, mtp)
     storage = storage or _storage_of(weights)
+    weights.check_count(config)
     shapes = shapes_on_disk(config)
     weights.check(shapes, config)
     return _Plan(weights, config, storage, plan_shards(shapes, storage, shard_bytes))

@@ -74,8 +74,10 @@ def load_folder(folder: Path, overrides: dict[str, Any]) -> V3ForCausalLM:
     from core_model.model import V3ForCausalLM
 
     verify_manifest(folder, required=False)  # before a damaged config.json is believed
+    config = read_config(folder, overrides)
+    StoredWeights(folder).check_count(config)
     with no_init_weights():  # everything is filled: `_fill` refuses a folder that lacks a tensor
-        model = V3ForCausalLM(read_config(folder, overrides))
+        model = V3ForCausalLM(config)
     _fill(model, folder)
     model.config._name_or_path = str(folder)
     return model

@@ -103,6 +103,20 @@ class StoredWeights:
         a, b = self.read(one), self.read(other)
         return a.shape == b.shape and torch.equal(*(x if a.dtype == b.dtype else x.float() for x in (a, b)))
 
+    def check_count(self, config: V3Config) -> None:
+        """Refuse a configuration of far more weights than there are, before their names are listed.
+
+        A config.json of a few bytes can ask for millions of layers and experts; here nothing is made for any of them.
+
+        Raises:
+            InputError: fewer weights than its layers, of one each, and its experts, of three each, have.
+        """
+        layers = config.num_hidden_layers + config.num_nextn_predict_layers
+        experts = max(layers - config.first_k_dense_replace, 0) * (config.n_routed_experts or 0)
+        if len(self.places) < (least := layers + 3 * experts):
+            expected = f"the tensors of this configuration, {least} or more"
+            raise InputError(self.folder, expected=expected, found=f"{len(self.places)}")
+
     def check(self, expected: dict[str, tuple[int, ...]], config: V3Config) -> None:
         """Compare with the names and shapes of a configuration.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 from reference import TINY, tiny_config
 
-from core_model.config import PRESETS, YARN_V3, V3Config
+from core_model.config import MOST, MOST_OF, PRESETS, SIZES, YARN_V3, V3Config
+from core_model.model import V3ForCausalLM
 
 
 def test_the_default_is_the_published_671b_configuration():
@@ -96,6 +98,12 @@ def test_an_unknown_preset_names_those_that_exist():
         ({"q_lora_rank": 0}, "q_lora_rank"),
         ({"n_group": 0}, "n_group"),
         ({"num_nextn_predict_layers": -1}, "num_nextn_predict_layers"),
+        ({"hidden_size": 10**30}, "hidden_size must be at most 1000000, not 10000"),
+        ({"num_hidden_layers": 10**8}, "num_hidden_layers must be at most 10000"),
+        ({"num_nextn_predict_layers": 10**8}, "num_nextn_predict_layers must be at most 10000"),
+        ({"n_routed_experts": 10**8}, "n_routed_experts must be at most 1000000"),
+        ({"vocab_size": 10**8}, "vocab_size must be at most 10000000"),
+        ({"max_position_embeddings": 10**10}, "max_position_embeddings must be at most"),
         ({"routed_scaling_factor": "2.5"}, "routed_scaling_factor must be a number > 0, not '2.5'"),
         ({"routed_scaling_factor": math.nan}, "routed_scaling_factor"),
         ({"rms_norm_eps": None}, "rms_norm_eps"),
@@ -118,6 +126,20 @@ def test_an_unknown_preset_names_those_that_exist():
 def test_sizes_that_do_not_fit_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**overrides)
+
+
+def test_the_largest_sizes_still_have_bytes_that_pytorch_can_count():
+    config = tiny_config(
+        **dict.fromkeys(set(SIZES) - MOST_OF.keys() - {"n_group", "topk_group", "first_k_dense_replace"}, MOST),
+        vocab_size=MOST_OF["vocab_size"],
+        num_key_value_heads=MOST,
+        n_group=1,
+        topk_group=1,
+        first_k_dense_replace=1,
+    )
+    with torch.device("meta"):
+        state = V3ForCausalLM(config).state_dict()
+    assert max(t.nbytes for t in state.values()) > 2**62
 
 
 def test_a_dense_model_needs_no_expert_fields_to_fit():

@@ -354,6 +354,27 @@ def test_another_way_of_quantising(spoiled, key, value):
     assert error.path.name == "config.json" and error.where.startswith("quantization_config")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"num_hidden_layers": 10**8}, "num_hidden_layers must be at most"),
+        ({"n_routed_experts": 10**8}, "n_routed_experts must be at most"),
+        ({"num_nextn_predict_layers": 10**8}, "num_nextn_predict_layers must be at most"),
+        ({"hidden_size": 10**30}, "hidden_size must be at most"),
+        ({"rope_theta": 10**400}, "rope_theta must be a number"),
+        ({"num_hidden_layers": 10_000, "num_nextn_predict_layers": 0}, "the tensors of this configuration, "),
+        ({"n_routed_experts": 1_000_000}, "the tensors of this configuration, "),
+        ({"num_nextn_predict_layers": 10_000}, "the tensors of this configuration, "),
+    ],
+)
+def test_a_configuration_of_far_more_than_there_is(spoiled, monkeypatch, sizes, message):
+    """Refused before any of its weights is made or named."""
+    monkeypatch.setattr(V3ForCausalLM, "__init__", lambda *_: pytest.fail("built"))
+    config = json.loads((spoiled / "config.json").read_text())
+    (spoiled / "config.json").write_text(json.dumps({**config, **sizes}))
+    assert message in str(refused(spoiled))
+
+
 def test_damage_under_a_manifest_is_found_before_anything_is_written(converted, tmp_path):
     folder = Path(shutil.copytree(converted(FP8), tmp_path / "damaged"))
     path = shard_of(folder, NAME)
