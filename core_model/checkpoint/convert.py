@@ -202,8 +202,8 @@ def convert_folder(
         on_tensors: called with the number of weights done and their total, first when the work begins.
 
     Raises:
-        InputError: the source is damaged or no V3 model; `out` is there already or has another conversion under way,
-            or this one in another process; the disk is too full.
+        InputError: the source is damaged or no V3 model, or a companion lies elsewhere or is no regular file; `out`
+            is there already or has another conversion under way, or this one in another process; the disk is too full.
     """
     verify_manifest(source, required=False)  # folders of other programs have none
     plan = _plan(StoredWeights(source), storage, mtp, shard_bytes)
@@ -215,7 +215,7 @@ def convert_folder(
         kept=0,
         nbytes=sum(shard.nbytes for shard in plan.shards),
         mtp_layers=plan.config.num_nextn_predict_layers,
-        companions=tuple(name for name in COMPANIONS if (source / name).is_file()),
+        companions=_companions(source),
         cut_off=sum(shard.cut_off for shard in plan.shards),
     )
     if out.exists():
@@ -285,6 +285,28 @@ def _storage_of(weights: StoredWeights) -> Storage:
         return Storage(torch.bfloat16)
     dtype = weights.places["lm_head.weight"].entry.dtype if "lm_head.weight" in weights.places else None
     return Storage(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+
+
+def _companions(source: Path) -> tuple[str, ...]:
+    """Which companions the source has.
+
+    Raises:
+        InputError: one that is no regular file, or a link to what is not the source's: a folder from elsewhere must
+            not have a file of the reader's own, a key for instance, published as its tokenizer.
+    """
+    folder = source.resolve()
+    owned = [folder]
+    if folder.parent.name == "snapshots":  # Hugging Face's cache: snapshots/REVISION/FILE -> ../../blobs/HASH
+        owned.append(folder.parent.with_name("blobs"))
+    names = tuple(name for name in COMPANIONS if os.path.lexists(source / name))
+    for name in names:
+        path = source / name
+        if not path.is_file():
+            found = "a link to none" if path.is_symlink() else "something else"
+            raise InputError(path, expected="a regular file", found=found)
+        if not any((real := path.resolve()).is_relative_to(place) for place in owned):
+            raise InputError(path, expected="a file of the source's own", found=f"a link to {real}")
+    return names
 
 
 def _refuse_full_disk(out: Path, nbytes: int) -> None:

@@ -205,6 +205,37 @@ def test_tokenizer_and_template_travel_and_code_does_not(converted):
     }
 
 
+def test_companions_of_hugging_faces_cache_are_links_that_travel(wide, tmp_path):
+    source = Path(shutil.copytree(wide, tmp_path / "cache" / "snapshots" / "abc"))
+    (tmp_path / "cache" / "blobs").mkdir()
+    (source / "tokenizer.json").rename(tmp_path / "cache" / "blobs" / "123")
+    (source / "tokenizer.json").symlink_to("../../blobs/123")
+    (source / "vocab.json").symlink_to("tokenizer.json")
+    (tmp_path / "link").symlink_to(source)
+    convert_folder(tmp_path / "link", tmp_path / "out", BF16)
+    for name in ("tokenizer.json", "vocab.json"):
+        assert (tmp_path / "out" / name).read_text() == "{}" and not (tmp_path / "out" / name).is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["outside", "blobs", "folder", "pipe", "nothing"])
+def test_companions_that_are_no_files_of_the_source_are_refused(wide, tmp_path, kind):
+    source = Path(shutil.copytree(wide, tmp_path / "model"))
+    for secret in (tmp_path / "secret", tmp_path / "blobs" / "secret"):
+        secret.parent.mkdir(exist_ok=True)
+        secret.write_text("a key")
+    path = source / "tokenizer.model"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"outside": "../secret", "blobs": "../blobs/secret", "nothing": "none"}[kind])
+    with pytest.raises(InputError) as caught:
+        convert_folder(source, tmp_path / "out", BF16)
+    assert caught.value.path == path
+    assert not (tmp_path / "out").exists() and not list(tmp_path.glob(".partial*"))
+
+
 def test_without_mtp(converted, wide, tmp_path):
     written = convert_folder(wide, tmp_path / "out", BF16, mtp=False)
     names = tensors_of(tmp_path / "out").keys()
