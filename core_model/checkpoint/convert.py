@@ -6,7 +6,7 @@ it. So at most 12 bytes for each number of the largest tensor, whatever the size
 A conversion that is killed goes on with the same command. It works in `.partial-OUT` beside OUT; a shard appears there
 by a rename once it is on the disk, and `.partial-OUT.json` records its sha256. Going on, finished shards are checked
 against that record and kept. OUT itself appears by one rename, after the manifest. Two processes cannot work on one
-OUT: the first holds a lock on `.partial-OUT`.
+OUT: the first holds a lock on `.partial-OUT`, under which alone anything is read or changed there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -116,11 +116,7 @@ def plan_shards(shapes: dict[str, tuple[int, ...]], storage: Storage, limit: int
 
 
 class _Journal:
-    """`.partial-OUT.json`: which conversion is under way, and the sha256 of its finished shards.
-
-    Raises:
-        InputError: another conversion was begun there.
-    """
+    """`.partial-OUT.json`: which conversion is under way, and the sha256 of its finished shards."""
 
     def __init__(self, out: Path, fingerprint: str) -> None:
         out = out.resolve()
@@ -128,40 +124,58 @@ class _Journal:
         self.path = out.with_name(f".partial-{out.name}.json")
         self.fingerprint = fingerprint
         self.finished: dict[str, str] = {}
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """Make the folder and hold it, then read the record; a folder that no record describes is emptied.
+
+        Raises:
+            InputError: another process holds it, or another conversion was begun there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            if not self._held(lock):
+                found = "another process at work on it"
+                raise InputError(self.folder, expected="a conversion that no process is at", found=found)
+            try:
+                self._read()
+                yield
+            finally:
+                if self._is_folder(lock):
+                    with suppress(OSError):
+                        self.folder.rmdir()  # where nothing was written
+        finally:
+            os.close(lock)
+
+    def _held(self, lock: int) -> bool:
+        """Take the lock; False if another process has it, or had it and gave the folder its name or removed it."""
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return self._is_folder(lock)
+
+    def _is_folder(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.folder.stat())
+        except FileNotFoundError:
+            return False
+
+    def _read(self) -> None:
         if not self.path.is_file():
+            for path in self.folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
             return
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
             begun, self.finished = content["fingerprint"], dict(content["finished"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(self.path, expected="a record of a conversion", found=f"{error!r}") from error
-        if begun != fingerprint:
+        if begun != self.fingerprint:
             expected = "the conversion that this command describes"
             found = "one from another source or with other options; remove it, or choose another OUT"
             raise InputError(self.path, expected=expected, found=found)
-
-    @contextmanager
-    def begun(self) -> Iterator[None]:
-        """Make the folder and hold it; one that no record describes is emptied.
-
-        Raises:
-            InputError: another process holds it.
-        """
-        if not self.path.is_file():
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            found = "another process at work on it"
-            raise InputError(self.folder, expected="a conversion that no process is at", found=found) from None
-        try:
-            self.write()
-            yield
-        finally:
-            os.close(lock)
 
     def holds(self, shard: Shard) -> bool:
         """Whether a shard is finished and as it was written."""
@@ -218,15 +232,16 @@ def convert_folder(
         companions=_companions(source),
         cut_off=sum(shard.cut_off for shard in plan.shards),
     )
-    if out.exists():
-        if not (journal.finished and (out / MANIFEST).is_file()):
-            raise InputError(out, expected="a folder that is not there yet", found="one that is")
-        journal.path.unlink()  # killed between its last two steps
-        return replace(result, kept=result.shards)
-    kept = [shard for shard in plan.shards if journal.holds(shard)]
-    missing = [shard for shard in plan.shards if shard not in kept]
-    _refuse_full_disk(out, sum(shard.nbytes for shard in missing))
     with journal.begun():
+        if out.exists():
+            if not (journal.finished and (out / MANIFEST).is_file()):
+                raise InputError(out, expected="a folder that is not there yet", found="one that is")
+            journal.path.unlink()  # killed between its last two steps
+            return replace(result, kept=result.shards)
+        kept = [shard for shard in plan.shards if journal.holds(shard)]
+        missing = [shard for shard in plan.shards if shard not in kept]
+        _refuse_full_disk(out, sum(shard.nbytes for shard in missing))
+        journal.write()
         _warn_of_other_copies(plan)
         done = sum(len(shard.names) for shard in kept)
         on_tensors(done, plan.tensors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -527,6 +528,56 @@ def test_a_second_process_is_refused_while_the_first_is_at_work(wide, converted,
     convert_folder(wide, out, BF16, shard_bytes=SHARD, on_tensors=second)
     assert refused == [tmp_path / ".partial-out"] and list(tmp_path.iterdir()) == [out]
     assert_same_tensors(out, converted(BF16))
+
+
+@pytest.mark.parametrize("moment", ["before the lock", "after the lock"])
+def test_a_second_process_that_starts_while_the_first_takes_its_lock(wide, converted, tmp_path, monkeypatch, moment):
+    """Whoever has the lock goes on with what is there then, and the other one deletes nothing."""
+    out, flock, outcomes = tmp_path / "out", fcntl.flock, []
+
+    def during(lock: int, operation: int) -> None:
+        monkeypatch.undo()
+        if moment == "after the lock":
+            flock(lock, operation)
+        try:
+            outcomes.append(convert_folder(wide, out, BF16, shard_bytes=SHARD).kept)
+        except InputError as error:
+            outcomes.append(error.found)
+        if moment == "before the lock":
+            flock(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", during)
+    if moment == "after the lock":
+        convert_folder(wide, out, BF16, shard_bytes=SHARD)
+        assert outcomes == ["another process at work on it"]
+    else:
+        with pytest.raises(InputError, match="another process at work"):
+            convert_folder(wide, out, BF16, shard_bytes=SHARD)
+        assert outcomes == [0]
+    assert list(tmp_path.iterdir()) == [out]
+    assert_same_tensors(out, converted(BF16))
+
+
+def test_shards_that_another_process_finished_before_the_lock_are_kept(wide, converted, tmp_path, monkeypatch):
+    out, flock = tmp_path / "out", fcntl.flock
+
+    def during(lock: int, operation: int) -> None:
+        monkeypatch.undo()
+        with pytest.raises(Killed):
+            convert_folder(wide, out, BF16, shard_bytes=SHARD, on_tensors=kill_at(60))
+        flock(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", during)
+    assert convert_folder(wide, out, BF16, shard_bytes=SHARD).kept > 2
+    assert_same_tensors(out, converted(BF16))
+
+
+def test_what_no_record_describes_is_emptied(wide, tmp_path):
+    (tmp_path / ".partial-out" / "folder").mkdir(parents=True)
+    (tmp_path / ".partial-out" / "folder" / "file").write_text("old")
+    (tmp_path / ".partial-out" / "link").symlink_to(wide)
+    convert_folder(wide, tmp_path / "out", BF16)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"] and (wide / "config.json").is_file()
 
 
 def test_a_disk_that_fills_up_on_the_way_leaves_what_can_go_on(wide, converted, tmp_path, monkeypatch):
