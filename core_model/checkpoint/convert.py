@@ -236,7 +236,7 @@ def convert_folder(
         if out.exists():
             if not (journal.finished and (out / MANIFEST).is_file()):
                 raise InputError(out, expected="a folder that is not there yet", found="one that is")
-            journal.path.unlink()  # killed between its last two steps
+            journal.path.unlink(missing_ok=True)  # killed between its last two steps, or about to take the last
             return replace(result, kept=result.shards)
         kept = [shard for shard in plan.shards if journal.holds(shard)]
         missing = [shard for shard in plan.shards if shard not in kept]
@@ -383,4 +383,4 @@ def _finish(source: Path, out: Path, plan: _Plan, result: Conversion, journal: _
     write_manifest(journal.folder, known=journal.finished)
     journal.folder.rename(out)
     sync(out.parent)
-    journal.path.unlink()
+    journal.path.unlink(missing_ok=True)  # a process that starts now finds the folder finished and does this itself

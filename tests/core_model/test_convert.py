@@ -572,6 +572,19 @@ def test_shards_that_another_process_finished_before_the_lock_are_kept(wide, con
     assert_same_tensors(out, converted(BF16))
 
 
+def test_a_second_process_that_starts_between_the_last_two_steps_finds_all_done(wide, tmp_path, monkeypatch):
+    out, outcomes = tmp_path / "out", []
+
+    def during(path: Path) -> None:
+        if path == tmp_path and out.exists():
+            monkeypatch.undo()
+            outcomes.append(convert_folder(wide, out, BF16).kept)
+
+    monkeypatch.setattr("core_model.checkpoint.convert.sync", during)
+    assert convert_folder(wide, out, BF16).kept == 0 and outcomes == [1]
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_what_no_record_describes_is_emptied(wide, tmp_path):
     (tmp_path / ".partial-out" / "folder").mkdir(parents=True)
     (tmp_path / ".partial-out" / "folder" / "file").write_text("old")
