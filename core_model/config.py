@@ -51,7 +51,7 @@ MAY_BE_NONE = ("n_routed_experts", "q_lora_rank")
 MOST = 1_000_000
 MOST_OF = {
     "num_hidden_layers": 10_000,
-    "num_nextn_predict_layers": 10_000,
+    "num_nextn_predict_layers": 100,
     "vocab_size": 10_000_000,  # a factor beside one other
     "max_position_embeddings": 1_000_000_000,  # a factor of no weight
 }

@@ -108,10 +108,12 @@ class StoredWeights:
 
         A config.json of a few bytes can ask for millions of layers and experts; here nothing is made for any of them.
 
+        MTP modules do not count: transformers claims one that its folders lack.
+
         Raises:
             InputError: fewer weights than its layers, of one each, and its experts, of three each, have.
         """
-        layers = config.num_hidden_layers + config.num_nextn_predict_layers
+        layers = config.num_hidden_layers
         experts = max(layers - config.first_k_dense_replace, 0) * (config.n_routed_experts or 0)
         if len(self.places) < (least := layers + 3 * experts):
             expected = f"the tensors of this configuration, {least} or more"

@@ -236,9 +236,8 @@ class _Order:
     def __init__(self, x_BTD: Tensor, context: AttentionContext) -> None:
         batch, length, _ = x_BTD.shape
         if context.documents is None:
-            tokens = {"dtype": torch.int32, "device": x_BTD.device}
-            self.token_X = torch.arange(batch * length, **tokens)
-            self.end_N = torch.arange(length, batch * length + 1, length, **tokens)
+            tokens = functools.partial(torch.arange, dtype=torch.int32, device=x_BTD.device)
+            self.token_X, self.end_N = tokens(batch * length), tokens(length, batch * length + 1, length)
         else:
             self.token_X, self.end_N = context.documents.token_X, context.documents.end_N
         self.rotations = torch.view_as_real(context.rotations).flatten(0, 1).contiguous()

@@ -100,7 +100,7 @@ def test_an_unknown_preset_names_those_that_exist():
         ({"num_nextn_predict_layers": -1}, "num_nextn_predict_layers"),
         ({"hidden_size": 10**30}, "hidden_size must be at most 1000000, not 10000"),
         ({"num_hidden_layers": 10**8}, "num_hidden_layers must be at most 10000"),
-        ({"num_nextn_predict_layers": 10**8}, "num_nextn_predict_layers must be at most 10000"),
+        ({"num_nextn_predict_layers": 10**8}, "num_nextn_predict_layers must be at most 100"),
         ({"n_routed_experts": 10**8}, "n_routed_experts must be at most 1000000"),
         ({"vocab_size": 10**8}, "vocab_size must be at most 10000000"),
         ({"max_position_embeddings": 10**10}, "max_position_embeddings must be at most"),

@@ -396,7 +396,7 @@ def test_another_way_of_quantising(spoiled, key, value):
         ({"rope_theta": 10**400}, "rope_theta must be a number"),
         ({"num_hidden_layers": 10_000, "num_nextn_predict_layers": 0}, "the tensors of this configuration, "),
         ({"n_routed_experts": 1_000_000}, "the tensors of this configuration, "),
-        ({"num_nextn_predict_layers": 10_000}, "the tensors of this configuration, "),
+        ({"num_nextn_predict_layers": 10_000}, "num_nextn_predict_layers must be at most 100"),
     ],
 )
 def test_a_configuration_of_far_more_than_there_is(spoiled, monkeypatch, sizes, message):
