@@ -23,7 +23,7 @@ class MemoryGroup:
         self.folders: dict[str, Path] = {}
         self._open: dict[str, int] = {}
         self.unified = (ROOT / "cgroup.controllers").exists()
-        name = f"trivium-judge-{os.getpid()}-{next(_numbers)}"
+        name = f"trivium-judge-{os.getpid()}-{next(_numbers)}-{_pid_namespace()}"
         own = _own_groups()
         try:
             for controller in ("memory", "pids", "cpuacct"):
@@ -120,11 +120,16 @@ class MemoryGroup:
         return None
 
 
+def _pid_namespace() -> int:
+    """Containers number their processes each from 1, and may share the folder of control groups."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
 def _sweep() -> None:
     """Remove the groups of judges that were killed; those in use cannot be removed."""
     with contextlib.suppress(OSError, KeyError):
         for folder in set(_own_groups().values()):
-            for left in folder.glob("trivium-judge-*"):
+            for left in folder.glob(f"trivium-judge-*-{_pid_namespace()}"):
                 if not Path("/proc", left.name.split("-")[2]).exists():
                     with contextlib.suppress(OSError):
                         left.rmdir()

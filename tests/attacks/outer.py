@@ -13,6 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 512 << 20
+EMPTIED = ("/tmp", "/run", "/var/tmp")
 NEEDED = [Path(sys.base_prefix).resolve(), Path(sys.prefix).absolute(), ROOT]
 
 
@@ -21,11 +22,14 @@ def outer_command() -> list[str]:
     command = ["bwrap", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts", "--die-with-parent"]
     command += ["--ro-bind", "/", "/"]
     command += _opened(NEEDED)
-    for folder in ("/tmp", "/run", "/var/tmp"):
+    for folder in EMPTIED:
         command += ["--size", str(SIZE), "--perms", "1777", "--tmpfs", folder]
     command += ["--dev", "/dev", "--size", str(SIZE), "--perms", "1777", "--tmpfs", "/dev/shm", "--proc", "/proc"]
-    # Last: a checkout under /tmp is there, too.
+    # Last: a checkout under /tmp is there, too, however deep, and open to other users.
     for folder in NEEDED:
+        for parent in reversed(folder.parents):
+            if any(parent.is_relative_to(place) and parent != Path(place) for place in EMPTIED):
+                command += ["--perms", "0755", "--dir", str(parent)]
         command += ["--ro-bind", str(folder), str(folder)]
     if os.access("/sys/fs/cgroup", os.W_OK):
         command += ["--bind", "/sys/fs/cgroup", "/sys/fs/cgroup"]

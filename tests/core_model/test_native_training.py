@@ -93,7 +93,8 @@ def check_against_fp32(model: V3ForCausalLM, tokens, **inputs) -> None:
             assert not gradient.any(), name
             continue
         if dtype == torch.float32:
-            assert relative_difference(gradient, exact[name]) < 1e-4, name
+            # Gradients of scores are differences: over two or three keys little more than rounding is left of them.
+            assert relative_difference(gradient, exact[name]) < (1e-4 if tokens.shape[1] > 3 else 2e-3), name
             continue
         near = relative_difference(rounded[name], exact[name])
         # The router's gradient is of differences between experts' outputs: of few tokens, rounding is a part of it.
