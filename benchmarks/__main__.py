@@ -55,9 +55,8 @@ def main() -> int:
         try:
             for row in importlib.import_module(f"benchmarks.{name}").run():
                 rows.append(row)
-                if (
-                    options.json is not None
-                ):  # row by row: what is measured outlives what fails later, or its time limit
+                # Row by row: what is measured outlives what fails later, or a time limit.
+                if options.json is not None:
                     write(name, rows, options.json)
         except InputError as error:  # a peer or a model that it needs is not there
             print(f"benchmarks {name}: {error}", file=sys.stderr)
