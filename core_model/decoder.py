@@ -11,7 +11,7 @@ from core_model.attention import AttentionContext, MultiHeadLatentAttention
 from core_model.config import V3Config
 from core_model.moe import MLP, MoE
 from core_model.moe.gate import Routing
-from core_model.native import training
+from core_model.native import layer as compiled
 from core_model.norm import RMSNorm
 
 
@@ -28,8 +28,9 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Routing | None]:
-        if training.serves(self, x_BTD, context):
-            y_BTD, routing = training.run(self, x_BTD, context)
+        weights = compiled.served(self, x_BTD, context)
+        if weights is not None:
+            y_BTD, routing = compiled.run(self, weights, x_BTD, context)
             return y_BTD, None if routing is None else Routing(*routing)
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context)
         normed_BTD = self.post_attention_layernorm(x_BTD)

@@ -23,6 +23,7 @@ from core_model.cache import LatentCache
 from core_model.config import V3Config
 from core_model.decoder import DecoderLayer
 from core_model.documents import find_documents
+from core_model.embedding import Embedding
 from core_model.loss import IGNORE, cross_entropy_sum
 from core_model.moe import MoE
 from core_model.moe.balance import sequence_balance_loss
@@ -121,7 +122,7 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
         super().__init__(config)
         self.compute_dtype: torch.dtype | None = None
         self.recompute: Recompute = "none"
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         main, depth = config.num_hidden_layers, config.num_nextn_predict_layers
         self.layers = nn.ModuleList(
             [DecoderLayer(config, i) for i in range(main)] + [MTPLayer(config, main + k) for k in range(depth)]

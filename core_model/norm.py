@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from core_model.native import training
 from core_model.recompute import derived, drops_derived
 
 
@@ -36,6 +38,24 @@ class _RMSNormFunction(torch.autograd.Function):
         return dx.to(grads[0].dtype), dweight, None, None
 
 
+class _CompiledRMSNorm(torch.autograd.Function):
+    """One pass each way; a third of the time of the operations above, in fp32 and on two cores (LABBOOK.md)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return training.norm(x, weight, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dweight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        return training.norm_backward(x, weight, ctx.eps, grads[0].contiguous(), dweight), dweight, None
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight, the statistics in fp32, the result in x's dtype."""
 
@@ -48,4 +68,7 @@ class RMSNorm(nn.Module):
         return derived(self._normalise, x)
 
     def _normalise(self, x: Tensor) -> Tensor:
-        return _RMSNormFunction.apply(x, self.weight.float(), self.eps, drops_derived())
+        weight = self.weight.float()
+        if training.serves(x, weight):
+            return _CompiledRMSNorm.apply(x, weight, self.eps)
+        return _RMSNormFunction.apply(x, weight, self.eps, drops_derived())

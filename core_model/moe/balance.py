@@ -8,16 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from core_model.moe.gate import Gate, top_k_low_index
+from core_model.native import training
 
 
 def gates(model: nn.Module) -> Iterator[tuple[str, Gate]]:
     """Every router of a model, with its name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, Gate))
+
+
+class _CompiledSequenceLoss(torch.autograd.Function):
+    """The loss and its gradient in one pass over the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, scores_TE: Tensor, top_k: int, sequences: int, real_BT: Tensor | None) -> Tensor:
+        scores_BTE = scores_TE.contiguous().unflatten(0, (sequences, -1))
+        dscores = torch.empty_like(scores_BTE) if ctx.needs_input_grad[0] else None
+        real_BT = None if real_BT is None else real_BT.bool().contiguous()
+        loss = training.sequence_balance(scores_BTE, top_k, real_BT, dscores)
+        ctx.save_for_backward(None if dscores is None else dscores.flatten(0, 1))
+        return scores_TE.new_tensor(loss)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (dscores,) = ctx.saved_tensors
+        return dscores * grads[0], None, None, None
 
 
 def sequence_balance_loss(scores_TE: Tensor, top_k: int, sequences: int, real_BT: Tensor | None = None) -> Tensor:
@@ -26,6 +48,8 @@ def sequence_balance_loss(scores_TE: Tensor, top_k: int, sequences: int, real_BT
     f_i counts the unbiased top-k of each token (times E / (K T)); P_i is the mean normalised score. The gradient
     flows through P alone. Tokens that are padding (`real_BT` False) belong to no sequence.
     """
+    if training.serves_scores(scores_TE):
+        return _CompiledSequenceLoss.apply(scores_TE, top_k, sequences, real_BT)
     scores_BTE = scores_TE.unflatten(0, (sequences, -1))
     experts = scores_TE.shape[-1]
     real_BT1 = torch.ones_like(scores_BTE[..., :1]) if real_BT is None else real_BT.unsqueeze(-1).float()

@@ -57,6 +57,11 @@ void round_row(const float* from, int width, Number* to) {
   for (int i = 0; i < width; i += LANES) store(to + i, load(from + i));
 }
 
+template <typename Number>
+void widen_row(const Number* from, int width, float* to) {
+  for (int i = 0; i < width; i += LANES) store(to + i, load(from + i));
+}
+
 // Weights in panels, made by all threads together.
 template <class F>
 class Packed {
@@ -101,20 +106,22 @@ class Summed {
   typedef typename F::Number Number;
   typedef typename F::Step Step;
 
-  // rows: [count, width] that are there, or will be; null: rows of its own, written to their `place`.
-  Summed(const Number* rows, int64_t count, int width)
-      : width_(width), own_(F::IS_BF16 ? (count + 1) / 2 * width : rows ? 0 : count * width) {
+  // rows: [count, width] that are there, or will be; null: rows of its own, written to their `place`. wanted: whether
+  // anything is summed over them.
+  Summed(const Number* rows, int64_t count, int width, bool wanted)
+      : width_(width), wanted_(wanted), own_(!wanted ? 0 : F::IS_BF16 ? (count + 1) / 2 * width : rows ? 0 : count * width) {
     if constexpr (!F::IS_BF16) steps_ = rows ? rows : own_; else steps_ = own_;
   }
   Summed(const Summed&) = delete;
 
   // Where to write rows from `row` on: `near`, or where they stay.
   Number* place(int64_t row, Number* near) {
-    if constexpr (F::IS_BF16) return near; else return own_ + row * width_;
+    if constexpr (F::IS_BF16) return near; else return wanted_ ? own_ + row * width_ : near;
   }
   // The rows from `row` on are at `from`.
   void take(int64_t row, int count, const Number* from) {
-    if constexpr (F::IS_BF16) pair_rows<true>(from, width_, count, width_, own_ + row / 2 * width_);
+    if constexpr (F::IS_BF16)
+      if (wanted_) pair_rows<true>(from, width_, count, width_, own_ + row / 2 * width_);
   }
   int width() const { return width_; }
   // From an even row on.
@@ -122,6 +129,7 @@ class Summed {
 
  private:
   int width_;
+  bool wanted_;
   Buffer<Step> own_;
   const Step* steps_;
 };
@@ -133,8 +141,9 @@ class WeightGradients {
   static constexpr int STRETCH = F::IS_BF16 ? 512 : 128;   // steps of tokens summed up before the next rows of the gradient
 
  public:
-  // `count` rows from `row` on: of `left` the numbers [at, at + rows) with all of `right`.
+  // `count` rows from `row` on: of `left` the numbers [at, at + rows) with all of `right`. out: null where nobody asks.
   void add(const Summed<F>& left, int at, int rows, const Summed<F>& right, int64_t row, int64_t count, float* out) {
+    if (!out) return;
     const int64_t steps = (count + F::STEP - 1) / F::STEP;
     for (int begin = 0; begin < rows; begin += BLOCK_ROWS) {
       jobs_.push_back({Left<F>::columns(left.steps(row) + at + begin, left.width()), Right<F>::rows(right.steps(row), right.width()),
@@ -171,7 +180,9 @@ class NormGradient {
  public:
   NormGradient(int64_t tiles, int width) : width_(width), sums_(static_cast<size_t>(tiles) * width, 0.0f) {}
   float* of(int64_t tile) { return &sums_[static_cast<size_t>(tile) * width_]; }
+  // out: null where nobody asks.
   void total(float* out) const {
+    if (!out) return;
     std::fill(out, out + width_, 0.0f);
     for (size_t i = 0; i < sums_.size(); i++) out[i % width_] += sums_[i];
   }

@@ -19,7 +19,7 @@ double cross_entropy(const Number* hidden, const float* weight, const int64_t* l
   std::vector<double> losses((tokens + FEW - 1) / FEW, 0.0);
   for (int64_t begin = 0; begin < tokens; begin += CHUNK) {
     const int64_t end = std::min(tokens, begin + CHUNK);
-    Summed<F> dlogits(nullptr, dweight ? end - begin : 0, vocabulary), states(hidden + begin * dim, dweight ? end - begin : 0, dim);
+    Summed<F> dlogits(nullptr, end - begin, vocabulary, dweight), states(hidden + begin * dim, end - begin, dim, dweight);
 #pragma omp parallel num_threads(threads)
     {
       Buffer<float> logits(static_cast<int64_t>(FEW) * vocabulary), dstates(static_cast<int64_t>(FEW) * dim);
@@ -28,7 +28,7 @@ double cross_entropy(const Number* hidden, const float* weight, const int64_t* l
       for (int64_t first = begin; first < end; first += FEW) {
         const int rows = static_cast<int>(std::min<int64_t>(FEW, end - first));
         product<F>(Left<F>::rows(hidden + first * dim, dim), packed[head], rows, vocabulary, dim / F::STEP, logits, vocabulary);
-        Number* const grads = dweight ? dlogits.place(first - begin, near) : static_cast<Number*>(near);
+        Number* const grads = dlogits.place(first - begin, near);
         for (int row = 0; row < rows; row++) {
           float* from = logits + static_cast<int64_t>(row) * vocabulary;
           Vector high = load(from);
@@ -52,17 +52,13 @@ double cross_entropy(const Number* hidden, const float* weight, const int64_t* l
           product<F>(Left<F>::rows(grads, vocabulary), packed[head_t], rows, dim, vocabulary / F::STEP, dstates, dim);
           round_row(dstates, rows * dim, dhidden + first * dim);
         }
-        if (dweight) {
-          dlogits.take(first - begin, rows, grads);
-          states.take(first - begin, rows, hidden + first * dim);
-        }
+        dlogits.take(first - begin, rows, grads);
+        states.take(first - begin, rows, hidden + first * dim);
       }
     }
-    if (dweight) {
-      WeightGradients<F> products;
-      products.add(dlogits, 0, vocabulary, states, 0, end - begin, dweight);
-      products.make(threads, begin > 0);
-    }
+    WeightGradients<F> products;
+    products.add(dlogits, 0, vocabulary, states, 0, end - begin, dweight);
+    products.make(threads, begin > 0);
   }
   double total = 0;
   for (const double loss : losses) total += loss;

@@ -1,83 +1,25 @@
-"""A decoder layer's forward and backward as one call each into compiled code, for training on CPU.
+"""What training on CPU calls of compiled code (train.cpp), over tensors; whole layers are in layer.py.
 
-The code is core_model/native/train.cpp. In fp32 it serves processors with AVX2; in bf16 those with AVX-512 BF16 and
-without AMX, whose products PyTorch does faster. Everything else, and what `serves` leaves out, takes PyTorch's
-operations.
+In fp32 it serves processors with AVX2; in bf16 those with AVX-512 BF16 and without AMX, whose products PyTorch does
+faster. Everything else takes PyTorch's operations.
 
-Shape suffixes: B batch, T tokens, X all tokens, D model, E experts, K experts per token.
+Shape suffixes: B sequences, T tokens of one, N tokens, D model, E experts, W vocabulary.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from typing import TYPE_CHECKING, Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from core_model import native
-from core_model.attention import AttentionContext, MultiHeadLatentAttention
-from core_model.moe import MLP, MoE
-from core_model.moe.experts import Experts
-from core_model.moe.gate import Gate
-from core_model.native.router import Router
-from core_model.norm import RMSNorm
-from core_model.precision import Linear
-from core_model.recompute import drops_derived
 
-if TYPE_CHECKING:
-    from core_model.decoder import DecoderLayer
-
-PARTS = (MultiHeadLatentAttention, RMSNorm, Linear, MLP, MoE, Gate, Experts)  # what compiled code stands in for
 LANES = 16  # widths are multiples of it
 MOST_VOCABULARY = 16384  # 3 MB of logits a thread
-
-WEIGHTS = (
-    "attention_norm", "q_a", "q_norm", "q_b", "kv_a", "kv_norm", "kv_b", "o",
-    "mlp_norm", "gate", "up", "down", "router", "expert_gate_up", "expert_down",
-)  # fmt: skip
-KEPT = ("latents", "q", "k", "v", "out", "after", "inner", "expert_inner", "lse", "indices", "weights", "scores")
-
-
-class Shape(ctypes.Structure):
-    """As in train.cpp."""
-
-    _fields_ = [
-        ("tokens", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("dim", "heads", "nope", "rope", "value", "latent", "query")),
-        *((name, ctypes.c_int32) for name in ("width", "expert_width")),
-        *((name, ctypes.c_float) for name in ("eps", "scale")),
-        ("router", Router),
-        ("threads", ctypes.c_int32),
-    ]
-
-
-class Weights(ctypes.Structure):
-    """As in train.cpp: weights or gradients."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in WEIGHTS]
-
-
-class Sequences(ctypes.Structure):
-    """As in train.cpp."""
-
-    _fields_ = [
-        ("tokens", ctypes.c_void_p),
-        ("ends", ctypes.c_void_p),
-        ("count", ctypes.c_int32),
-        ("rotations", ctypes.c_void_p),
-        ("rotated", ctypes.c_int64),
-    ]
-
-
-class Kept(ctypes.Structure):
-    """As in train.cpp."""
-
-    _fields_ = [(name, ctypes.c_void_p) for name in KEPT]
-
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}  # as train.cpp numbers them
 
@@ -96,31 +38,7 @@ def reason_against(dtype: torch.dtype) -> str | None:
     return native.reason_against("train")
 
 
-def serves(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> bool:
-    """Whether compiled code runs this layer: fp32 or bf16 states over fp32 weights, whole sequences, widths that fit,
-    as many heads as threads, nothing left out of what backward keeps, no rank cap, and no part of the layer replaced or
-    watched."""
-    if type(x_BTD) is not Tensor or x_BTD.device.type != "cpu" or not x_BTD.numel():
-        return False
-    if isinstance(layer.mlp, MoE) and layer.mlp.is_capped:
-        return False
-    if context.cache is not None or drops_derived() or not _compiled(x_BTD.dtype) or _all_watched():
-        return False
-    parts = (layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp)
-    if not all(_plain(module) for part in parts for module in part.modules()):
-        return False
-    weights = _weights(layer)
-    if not all(type(w) is nn.Parameter and w.dtype == torch.float32 and w.is_contiguous() for w in weights.values()):
-        return False
-    attention = layer.self_attn
-    widths = [size for w in weights.values() for size in w.shape[-2:] if w is not weights.get("router")]
-    sequences = len(x_BTD) if context.documents is None else len(context.documents.end_N)
-    widths += [attention.nope, attention.rope, attention.value, attention.latent]
-    fits = all(width and width % LANES == 0 for width in widths)
-    return fits and sequences * attention.heads >= torch.get_num_threads()
-
-
-def _compiled(dtype: torch.dtype) -> bool:
+def compiled(dtype: torch.dtype) -> bool:
     """Whether there is code for products of this dtype, and nobody wants them in another or sees every operation."""
     if reason_against(dtype) is not None or native.library("train") is None:
         return False
@@ -129,27 +47,20 @@ def _compiled(dtype: torch.dtype) -> bool:
     return dtype != torch.float32 or not torch.is_autocast_enabled("cpu")
 
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def _plain(module: nn.Module) -> bool:
-    """Neither replaced (by an adapter, say, or another `forward` of its own) nor watched."""
-    if type(module) not in PARTS or "forward" in vars(module):
-        return False
-    return not any(getattr(module, hooks) for hooks in HOOKS)
-
-
-def _all_watched() -> bool:
-    """Whether there are hooks of all modules."""
-    return any(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
-
-
-def run(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, tuple[Tensor, ...] | None]:
-    """[B, T, D] -> [B, T, D], and indices [X, K], weights [X, K] and scores [X, E] of a layer with experts."""
-    weights = _weights(layer)
-    shape = _shape(layer, weights, x_BTD)
-    outs = _LayerFunction.apply(x_BTD, shape, _bias(layer), _Order(x_BTD, context), tuple(weights), *weights.values())
-    return (outs[0], outs[1:]) if shape.router.experts else (outs, None)
+def serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether compiled code takes states [..., D], of any number, over an fp32 weight of rows of D."""
+    return (
+        type(x) is Tensor
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and type(weight) in (Tensor, nn.Parameter)
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and weight.is_contiguous()
+        and x.shape[-1] == weight.shape[-1]
+        and not weight.shape[-1] % LANES
+        and compiled(x.dtype)
+    )
 
 
 def serves_loss(hidden_ND: Tensor, weight_WD: Tensor) -> bool:
@@ -160,8 +71,14 @@ def serves_loss(hidden_ND: Tensor, weight_WD: Tensor) -> bool:
         and weight_WD.dtype == torch.float32
         and weight_WD.is_contiguous()
         and not (vocabulary % LANES or dim % LANES or vocabulary > MOST_VOCABULARY)
-        and _compiled(hidden_ND.dtype)
+        and compiled(hidden_ND.dtype)
     )
+
+
+def serves_scores(scores_TE: Tensor) -> bool:
+    """Whether compiled code works out a balance loss of these."""
+    plain = type(scores_TE) is Tensor and scores_TE.device.type == "cpu" and scores_TE.numel() > 0
+    return plain and scores_TE.dtype == torch.float32 and compiled(torch.float32)
 
 
 def cross_entropy(
@@ -178,167 +95,78 @@ def cross_entropy(
             f"labels reach from {int(labels_N.min())} to {int(labels_N.max())}, tokens from 0 to {vocabulary - 1}"
         )
     hidden, labels = hidden_ND.contiguous(), labels_N.to(torch.int64).contiguous()
-    return _library().trivium_cross_entropy(
-        KINDS[hidden.dtype], _address(hidden), _address(weight_WD), _address(labels), ctypes.c_int64(len(labels)),
-        dim, vocabulary, torch.get_num_threads(),
-        *(None if one is None else _address(one) for one in (dhidden, dweight)),
+    return library().trivium_cross_entropy(
+        KINDS[hidden.dtype], address(hidden), address(weight_WD), address(labels), len(labels),
+        dim, vocabulary, torch.get_num_threads(), address(dhidden), address(dweight),
     )  # fmt: skip
 
 
-def _weights(layer: DecoderLayer) -> dict[str, nn.Parameter]:
-    """The layer's parameters by their names in train.cpp."""
-    attention, mlp = cast(Any, layer.self_attn), cast(Any, layer.mlp)
-    routed = hasattr(mlp, "experts")
-    dense = mlp.shared_experts if routed else mlp
-    found = {"attention_norm": layer.input_layernorm, "kv_a": attention.kv_a_proj_with_mqa}
-    found |= {"kv_norm": attention.kv_a_layernorm, "kv_b": attention.kv_b_proj, "o": attention.o_proj}
-    if hasattr(attention, "q_proj"):
-        found["q_b"] = attention.q_proj
-    else:
-        found |= {"q_a": attention.q_a_proj, "q_norm": attention.q_a_layernorm, "q_b": attention.q_b_proj}
-    found |= {"mlp_norm": layer.post_attention_layernorm}
-    found |= {"gate": dense.gate_proj, "up": dense.up_proj, "down": dense.down_proj}
-    weights = {name: cast(nn.Parameter, module.weight) for name, module in found.items()}
-    if routed:
-        weights["router"] = mlp.gate.weight
-        weights |= {"expert_gate_up": mlp.experts.gate_up_proj, "expert_down": mlp.experts.down_proj}
-    return weights
+def norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """RMSNorm of the last dimension of contiguous states."""
+    y = torch.empty_like(x)
+    library().trivium_norm_forward(
+        KINDS[x.dtype], address(x), address(weight_D), x.numel() // len(weight_D), len(weight_D), eps,
+        torch.get_num_threads(), address(y),
+    )  # fmt: skip
+    return y
 
 
-def _bias(layer: DecoderLayer) -> Tensor | None:
-    gate = getattr(layer.mlp, "gate", None)
-    return None if gate is None else gate.e_score_correction_bias
+def norm_backward(x: Tensor, weight_D: Tensor, eps: float, dy: Tensor, dweight: Tensor | None) -> Tensor:
+    """The gradient of x; that of the weight is written into the tensor given for it."""
+    dx = torch.empty_like(x)
+    library().trivium_norm_backward(
+        KINDS[x.dtype], address(x), address(weight_D), x.numel() // len(weight_D), len(weight_D), eps,
+        torch.get_num_threads(), address(dy), address(dx), address(dweight),
+    )  # fmt: skip
+    return dx
 
 
-def _shape(layer: DecoderLayer, weights: dict[str, nn.Parameter], x_BTD: Tensor) -> Shape:
-    attention, gate = layer.self_attn, getattr(layer.mlp, "gate", None)
-    return Shape(
-        tokens=x_BTD.shape[0] * x_BTD.shape[1],
-        dim=x_BTD.shape[2],
-        heads=attention.heads,
-        nope=attention.nope,
-        rope=attention.rope,
-        value=attention.value,
-        latent=attention.latent,
-        query=weights["q_a"].shape[0] if "q_a" in weights else 0,
-        width=weights["down"].shape[1],
-        expert_width=weights["expert_down"].shape[2] if gate is not None else 0,
-        eps=layer.input_layernorm.eps,
-        scale=attention.scale,
-        router=Router() if gate is None else Router.of(gate, gate.e_score_correction_bias.data_ptr()),
-        threads=torch.get_num_threads(),
-    )
+def embedding_backward(ids: Tensor, dy: Tensor, weight_WD: Tensor) -> Tensor:
+    """[W, D] fp32: of each token the sum of its rows of dy [..., D]; ids int64 [...], both contiguous."""
+    dweight = torch.empty_like(weight_WD)
+    library().trivium_embedding_backward(
+        KINDS[dy.dtype], address(ids), address(dy), ids.numel(), weight_WD.shape[1], len(weight_WD),
+        torch.get_num_threads(), address(dweight),
+    )  # fmt: skip
+    return dweight
 
 
-class _Order:
-    """Documents as runs of tokens, and the rotations: tensors that stay alive with it."""
-
-    def __init__(self, x_BTD: Tensor, context: AttentionContext) -> None:
-        batch, length, _ = x_BTD.shape
-        if context.documents is None:
-            tokens = functools.partial(torch.arange, dtype=torch.int32, device=x_BTD.device)
-            self.token_X, self.end_N = tokens(batch * length), tokens(length, batch * length + 1, length)
-        else:
-            self.token_X, self.end_N = context.documents.token_X, context.documents.end_N
-        self.rotations = torch.view_as_real(context.rotations).flatten(0, 1).contiguous()
-
-    def covers(self, tokens: int) -> bool:
-        """Whether each of them is in a document."""
-        return len(self.token_X) == tokens
-
-    def struct(self) -> Sequences:
-        return Sequences(
-            self.token_X.data_ptr(),
-            self.end_N.data_ptr(),
-            len(self.end_N),
-            self.rotations.data_ptr(),
-            len(self.rotations),
-        )
+def sequence_balance(scores_BTE: Tensor, top_k: int, real_BT: Tensor | None, dscores: Tensor | None) -> float:
+    """`core_model.moe.balance.sequence_balance_loss` of contiguous fp32 scores; its gradient is written into the tensor
+    given for it. real_BT: bool, contiguous."""
+    sequences, length, experts = scores_BTE.shape
+    return library().trivium_sequence_balance(
+        address(scores_BTE), address(real_BT), sequences, length, experts, top_k, torch.get_num_threads(),
+        address(dscores),
+    )  # fmt: skip
 
 
-class _LayerFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_BTD: Tensor,
-        shape: Shape,
-        bias: Tensor | None,
-        order: _Order,
-        names: tuple[str, ...],
-        *weights: Tensor,
-    ) -> Any:
-        x, kept = x_BTD.contiguous(), _keep(shape, order, x_BTD.dtype)
-        y = torch.empty_like(x)
-        _library().trivium_layer_forward(
-            KINDS[x.dtype], ctypes.byref(shape), ctypes.byref(_pointers(Weights, names, weights)),
-            ctypes.byref(order.struct()), _address(x),
-            ctypes.byref(_pointers(Kept, kept.keys(), kept.values())), _address(y),
-        )  # fmt: skip
-        ctx.save_for_backward(x, *kept.values(), *weights)
-        ctx.set_materialize_grads(False)
-        ctx.shape, ctx.order, ctx.names, ctx.kept = shape, order, names, tuple(kept)
-        if not shape.router.experts:
-            return y
-        ctx.mark_non_differentiable(kept["indices"])
-        return y, kept["indices"], kept["weights"], kept["scores"]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, *rest = ctx.saved_tensors
-        kept, weights = rest[: len(ctx.kept)], rest[len(ctx.kept) :]
-        dy, _, dweights, dscores = grads if len(grads) > 1 else (grads[0], None, None, None)
-        dy = torch.zeros_like(x) if dy is None else dy.contiguous()
-        dx, gradients = torch.empty_like(x), [torch.empty_like(weight) for weight in weights]
-        given = [None if one is None else one.contiguous() for one in (dweights, dscores)]
-        _library().trivium_layer_backward(
-            KINDS[x.dtype], ctypes.byref(ctx.shape), ctypes.byref(_pointers(Weights, ctx.names, weights)),
-            ctypes.byref(ctx.order.struct()), _address(x), ctypes.byref(_pointers(Kept, ctx.kept, kept)), _address(dy),
-            *(None if one is None else _address(one) for one in given),
-            ctypes.byref(_pointers(Weights, ctx.names, gradients)), _address(dx),
-        )  # fmt: skip
-        return dx, None, None, None, None, *gradients
+def library() -> ctypes.CDLL:
+    """With its functions' types declared; call it where `compiled` holds."""
+    return _declared(cast(ctypes.CDLL, native.library("train")))
 
 
-def _keep(s: Shape, order: _Order, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Room for what forward leaves to backward."""
-    tokens, heads = s.tokens, s.heads
-
-    # Every dtype and device is named: the defaults may be others.
-    def states(*sizes: int) -> Tensor:
-        return torch.empty(sizes, dtype=dtype, device="cpu")
-
-    def fp32(*sizes: int) -> Tensor:
-        return torch.empty(sizes, dtype=torch.float32, device="cpu")
-
-    kept = {
-        "latents": states(tokens, s.query + s.latent + s.rope),
-        "q": states(tokens, heads, s.nope + s.rope),
-        "k": states(tokens, heads, s.nope + s.rope),
-        "v": states(tokens, heads, s.value),
-        # What is no document's attends to nothing.
-        "out": states(tokens, heads, s.value) if order.covers(tokens) else states(tokens, heads, s.value).zero_(),
-        "lse": fp32(tokens, heads),
-        "after": states(tokens, s.dim),
-        "inner": states(tokens, 2 * s.width),
-    }
-    if s.router.experts:
-        chosen, experts = s.router.chosen, s.router.experts
-        kept["expert_inner"] = states(tokens * chosen + experts, 2 * s.expert_width)  # each expert's rows made even
-        kept["indices"] = torch.empty(tokens, chosen, dtype=torch.int64, device="cpu")
-        kept["weights"], kept["scores"] = fp32(tokens, chosen), fp32(tokens, experts)
-    return kept
+_AT, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
+_ARGUMENTS: dict[str, tuple[type, ...]] = {  # as in train.cpp
+    "layer_forward": (_INT, *(_AT,) * 6),
+    "layer_backward": (_INT, *(_AT,) * 10),
+    "cross_entropy": (_INT, _AT, _AT, _AT, _LONG, _INT, _INT, _INT, _AT, _AT),
+    "norm_forward": (_INT, _AT, _AT, _LONG, _INT, _FLOAT, _INT, _AT),
+    "norm_backward": (_INT, _AT, _AT, _LONG, _INT, _FLOAT, _INT, _AT, _AT, _AT),
+    "embedding_backward": (_INT, _AT, _AT, _LONG, _INT, _LONG, _INT, _AT),
+    "sequence_balance": (_AT, _AT, _LONG, _LONG, _INT, _INT, _INT, _AT),
+}
+_SUMS = ("cross_entropy", "sequence_balance")  # which return a double; the others nothing
 
 
-def _pointers(kind: type[ctypes.Structure], names: Any, tensors: Any) -> ctypes.Structure:
-    return kind(**{name: tensor.data_ptr() for name, tensor in zip(names, tensors, strict=True)})
-
-
-def _library() -> ctypes.CDLL:
-    library = cast(ctypes.CDLL, native.library("train"))
-    library.trivium_cross_entropy.restype = ctypes.c_double
+@functools.cache
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    for name, arguments in _ARGUMENTS.items():
+        function = getattr(library, f"trivium_{name}")
+        function.argtypes, function.restype = arguments, ctypes.c_double if name in _SUMS else None
     return library
 
 
-def _address(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
+def address(tensor: Tensor | None) -> int | None:
+    """Of its numbers, for compiled code; None for none."""
+    return None if tensor is None else tensor.data_ptr()

@@ -14,6 +14,7 @@ from core_model.accounting import Dtypes, activation_bytes, parameters, state_by
 from core_model.config import V3Config
 from core_model.model import V3CausalLMOutput, V3ForCausalLM
 from core_model.moe import experts
+from core_model.native import training
 
 ROWS, LENGTH = 2, 512  # from 512 tokens on the CPU's attention runs in bf16, as an accelerator's does
 TOLERANCE = 0.005
@@ -44,9 +45,10 @@ def forward(model: V3ForCausalLM) -> tuple[Any, V3CausalLMOutput]:
 
 
 @pytest.fixture(autouse=True)
-def through_grouped_gemm(monkeypatch):
-    """As on an accelerator; the CPU's loop of experts keeps a little less in fp32 and pads its rows in bf16."""
+def as_on_an_accelerator(monkeypatch):
+    """In operations; the CPU's loop of experts keeps a little less in fp32 and pads its rows in bf16."""
     monkeypatch.setattr(experts, "looped_experts", experts.grouped_experts)
+    monkeypatch.setattr(training, "compiled", lambda dtype: False)
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])

@@ -19,9 +19,11 @@ from torch.nn.modules import module as module_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from core_model import V3Config, V3ForCausalLM, native
+from core_model.embedding import Embedding
 from core_model.loss import cross_entropy_sum
 from core_model.moe import RankCap
-from core_model.moe.balance import router_statistics
+from core_model.moe.balance import router_statistics, sequence_balance_loss
+from core_model.native import layer as native_layer
 from core_model.native import training
 from core_model.norm import RMSNorm
 from core_model.parallel.engine import MicroBatch, TorchEngine
@@ -187,9 +189,12 @@ def test_the_same_to_the_last_bit_with_any_number_of_threads(dtype):
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             context = model.model.attention_context((3, 131), None, None, None)
-            assert training.serves(model.model.layers[1], model.model.embed(tokens), context)
-            # The embedding's gradient and mtp's projection are PyTorch's.
-            found.append({k: v for k, v in gradients(model, tokens).items() if "self_attn" in k or "mlp" in k})
+            assert native_layer.served(model.model.layers[1], model.model.embed(tokens), context)
+            # mtp's projection is PyTorch's, and what the embedding gets by way of it.
+            mine = {k: v for k, v in gradients(model, tokens).items() if "self_attn" in k or "mlp" in k or "norm" in k}
+            hidden = model.model.embed(tokens)
+            hidden.backward(hidden.detach())
+            found.append({**mine, "embedding": model.model.embed_tokens.weight.grad.clone()})
     finally:
         torch.set_num_threads(kept)
     for other in found[1:]:
@@ -221,7 +226,7 @@ def test_without_gradients_the_loss_is_the_same(dtype):
 def served(model: V3ForCausalLM, layer: int = 1, length: int = 20, **inputs) -> bool:
     tokens = random_tokens(2, length, vocabulary=48)
     context = model.model.attention_context((2, length), None, None, None)
-    return training.serves(model.model.layers[layer], model.model.embed(tokens), context)
+    return native_layer.served(model.model.layers[layer], model.model.embed(tokens), context) is not None
 
 
 def test_whom_operations_serve():
@@ -294,9 +299,9 @@ def test_another_default_device_changes_nothing():
     hidden = model.model(tokens).last_hidden_state.detach()
     context = model.model.attention_context((2, 50), None, None, None)
     x = model.model.embed(tokens)
-    expected = training.run(model.model.layers[1], x, context)[0]
+    expected = model.model.layers[1](x, context)[0]
     with torch.device("meta"):
-        found = training.run(model.model.layers[1], x, context)[0]
+        found = model.model.layers[1](x, context)[0]
         loss = cross_entropy_sum(hidden, model.lm_head.weight, tokens)
     assert torch.equal(found, expected)
     assert torch.equal(loss, cross_entropy_sum(hidden, model.lm_head.weight, tokens))
@@ -319,7 +324,7 @@ def test_hooks_on_parts_see_them():
 def test_a_policy_that_drops_norms_is_for_operations(monkeypatch):
     """Compiled code keeps what it keeps."""
     model, tokens = training_model(), random_tokens(2, 40, vocabulary=48)
-    monkeypatch.setattr(training, "run", None)
+    monkeypatch.setattr(native_layer, "run", None)
     model.recompute = "v3"
     assert gradients(model, tokens)["loss"].isfinite()
     model.recompute = "none"
@@ -365,6 +370,129 @@ def test_cross_entropy_of_nothing_and_of_no_token():
     assert loss == 0 and weight.grad is not None and not weight.grad.any()
     with pytest.raises(IndexError, match="from 2 to 80, tokens from 0 to 79"):
         cross_entropy_sum(hidden, weight, torch.tensor([2, 80, 5]))
+
+
+@both
+@pytest.mark.parametrize("shape", [(1, 16), (95, 48), (3, 97, 32), (2, 200, 144)])
+def test_norm(shape, dtype):
+    """Rows of less than a tile, and of several; widths of one panel and of several."""
+    draw = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.rand(shape[-1], generator=draw) + 0.5)
+    norm = RMSNorm(shape[-1], 1e-6)
+    norm.weight = weight
+    x = torch.randn(shape, generator=draw).to(dtype)
+    x[..., 1:2, :] = 0.0  # rows whose only measure is eps
+    dy = torch.randn(shape, generator=draw).to(dtype)
+
+    def run(x, norm=norm):
+        x = x.clone().requires_grad_()
+        y = norm(x)
+        return [y.detach(), *torch.autograd.grad(y, (x, weight), dy)]
+
+    found = run(x)
+    with operations():
+        expected = run(x)
+    transposed = run(x.transpose(0, 1).contiguous().transpose(0, 1))  # not contiguous
+    for one, other, again in zip(found, expected, transposed, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, again)
+        assert relative_difference(one, other) < (1e-6 if dtype == torch.float32 else 5e-3)
+    weight.requires_grad_(False)
+    x.requires_grad_()
+    assert torch.equal(torch.autograd.grad(norm(x), x, dy)[0], found[1])
+
+
+def test_norms_that_operations_serve(monkeypatch):
+    monkeypatch.setattr(training, "norm", None)
+    with pytest.raises(TypeError):
+        RMSNorm(32, 1e-6)(torch.ones(2, 32))
+    RMSNorm(40, 1e-6)(torch.ones(2, 40))
+    RMSNorm(32, 1e-6)(torch.ones(2, 32, dtype=torch.float64))
+    RMSNorm(32, 1e-6)(torch.ones(0, 32))
+    RMSNorm(32, 1e-6).to("meta")(torch.ones(2, 32, device="meta"))
+    with pytest.raises(RuntimeError):
+        RMSNorm(32, 1e-6)(torch.ones(2, 64))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32])
+@pytest.mark.parametrize("dim", [16, 144])
+def test_embedding(dim, kind):
+    ids = torch.tensor([[5, 0, 5], [79, 5, 1]], dtype=kind)
+    embedding, plain = Embedding(80, dim), nn.Embedding(80, dim)
+    plain.load_state_dict(embedding.state_dict())
+    dy = torch.randn(3, 2, dim).transpose(0, 1)  # not contiguous
+    for module in (embedding, plain):
+        module(ids).backward(dy)
+    assert torch.equal(embedding(ids), plain(ids))
+    torch.testing.assert_close(embedding.weight.grad, plain.weight.grad, rtol=1e-6, atol=1e-6)
+    with pytest.raises(IndexError):
+        embedding(ids + 1)
+
+
+def test_embeddings_that_operations_serve(monkeypatch):
+    monkeypatch.setattr(training, "embedding_backward", None)
+    ids = torch.tensor([1, 2])
+    with pytest.raises(TypeError):
+        Embedding(8, 16)(ids).sum().backward()
+    for module in (Embedding(8, 24), Embedding(8, 16).bfloat16(), Embedding(8, 16, padding_idx=1)):
+        module(ids).float().sum().backward()
+        assert module.weight.grad is not None
+    assert not Embedding(8, 16, padding_idx=1)(ids)[0].any()
+    assert Embedding(8, 16)(ids[:0]).shape == (0, 16)
+    frozen = Embedding(8, 16).requires_grad_(False)
+    assert not frozen(ids).requires_grad
+
+
+@given(
+    sequences=st.integers(1, 4), length=st.integers(1, 30), experts=st.integers(1, 20), seed=st.integers(0, 5),
+    padded=st.booleans(), levels=st.sampled_from([3, 1000]), data=st.data(),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_balance_loss(sequences, length, experts, seed, padded, levels, data):
+    """Scores of few values are often equal, and ties go to the lower index."""
+    top_k, draw = data.draw(st.integers(1, experts)), torch.Generator().manual_seed(seed)
+    scores = torch.randint(1, levels, (sequences * length, experts), generator=draw) / levels
+    real = torch.rand(sequences, length, generator=draw) < 0.6 if padded else None
+
+    def run():
+        x = scores.clone().requires_grad_()
+        loss = sequence_balance_loss(x, top_k, sequences, real)
+        return loss.detach(), torch.autograd.grad(3 * loss, x)[0]
+
+    found = run()
+    with operations():
+        expected = run()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_balance_loss_of_broken_scores():
+    scores = torch.full((6, 4), 0.5, requires_grad=True)
+    broken = scores.masked_fill(torch.eye(6, 4) == 1, float("nan"))
+    assert sequence_balance_loss(broken, 2, 2).isnan()
+
+
+FROZEN = {
+    "all but attention": lambda name: "self_attn" not in name and name != "loss",
+    "attention": lambda name: "self_attn" in name,
+    "norms": lambda name: "norm" in name,
+    "routed experts and routers": lambda name: "experts" in name or "gate.weight" in name,
+    "matrices that read states": lambda name: any(part in name for part in ("gate_", "up_", "q_a", "kv_a")),
+    "matrices that write them": lambda name: any(part in name for part in ("down_", "o_proj", "q_b", "kv_b")),
+}
+
+
+@both
+@pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN)
+def test_frozen_parts_get_no_gradient_and_change_no_other(frozen, dtype):
+    model, tokens = training_model(dtype), random_tokens(3, 101, vocabulary=48)
+    expected = gradients(model, tokens)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not frozen(name))
+    found = gradients(model, tokens)
+    assert found.keys() == {name for name in expected if not frozen(name)}
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    with operations():
+        assert gradients(model, tokens).keys() == found.keys()
 
 
 @both

@@ -39,3 +39,32 @@ def test_a_micro_batch_without_a_target_adds_nothing():
         assert torch.equal(ours.grad, theirs.grad)
     with pytest.raises(ValueError, match="none of the step's 2 micro-batches"):
         beside.forward_backward([empty, empty])
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e3])
+def test_a_step_is_torchs_clipping_and_adamw(clip):
+    """Gradients that are clipped, and that are not."""
+    tokens, ours, theirs = random_tokens(4, 9), engine(), engine()
+    ours.clip = clip
+    for _ in range(3):
+        for each in (ours, theirs):
+            each.forward_backward([MicroBatch(tokens, tokens)])
+        norm = torch.nn.utils.clip_grad_norm_(theirs.model.parameters(), clip)
+        for group in theirs.optimizer.param_groups:
+            group["lr"] = 0.01
+        theirs.optimizer.step()
+        theirs.optimizer.zero_grad()
+        assert ours.step(0.01, 0.0) == pytest.approx(float(norm), rel=1e-5)
+    for mine, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
+        assert mine.grad is None
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_that_are_not_finite_update_nothing():
+    tokens, one = random_tokens(2, 9), engine()
+    one.forward_backward([MicroBatch(tokens, tokens)])
+    next(one.model.parameters()).grad[0, 0] = float("inf")
+    before = [p.detach().clone() for p in one.model.parameters()]
+    with pytest.raises(FloatingPointError, match="gradient norm is inf"):
+        one.step(0.01, 0.001)
+    assert all(torch.equal(p, old) for p, old in zip(one.model.parameters(), before, strict=True))
