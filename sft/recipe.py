@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from recipes.schema import ComputeDtype, InputPath, RecomputePolicy, StageRecipe
 
@@ -51,11 +51,20 @@ class Recipe(TrainerRecipe):
     balance_alpha: float = Field(
         default=0.0001, ge=0, description="weight of the sequence-wise balance loss (V3's alpha: 0.0001, section 4.2)"
     )
+    unbalanced: bool = Field(default=False, description="allow neither bias_speed nor balance_alpha")
     compute_dtype: ComputeDtype
     trainer: dict[str, Any] = Field(
         default={},
         description="keys of TRL's SFTConfig, passed on word for word: steps, batch, learning rate, intervals",
     )
+
+    @model_validator(mode="after")
+    def _balanced(self) -> Recipe:
+        if not (self.bias_speed or self.balance_alpha or self.unbalanced):
+            raise ValueError(
+                "neither bias_speed nor balance_alpha: the router would be unbalanced; say unbalanced: true"
+            )
+        return self
 
     @staticmethod
     def trainer_problem(trainer: dict[str, Any]) -> str | None:

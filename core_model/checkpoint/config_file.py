@@ -18,6 +18,10 @@ CONFIG_FIELDS = tuple(name for name in V3Config.__annotations__ if name not in N
 def disk_config(config: V3Config, storage: Storage) -> dict[str, Any]:
     """The content of config.json for weights stored as `storage` says."""
     fields = {name: getattr(config, name) for name in CONFIG_FIELDS}
+    if config.n_routed_experts is None:
+        # Other loaders want a number of experts: some that its groups allow, in none of the layers.
+        fields["n_routed_experts"] = config.n_group * max(2, -(-config.num_experts_per_tok // config.topk_group))
+        fields["first_k_dense_replace"] = config.num_hidden_layers + config.num_nextn_predict_layers
     return {
         "architectures": ["DeepseekV3ForCausalLM"],
         "model_type": "deepseek_v3",

@@ -32,6 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain queries, yarn": {"q_lora_rank": None, "rope_scaling": YARN},
     "two dense layers": {"first_k_dense_replace": 2},
     "no dense layer": {"first_k_dense_replace": 0},
+    "all layers dense": {"n_routed_experts": None},
     "wide values": {"v_head_dim": 20},
     "one group, two shared experts": {"n_group": 1, "topk_group": 1, "n_shared_experts": 2},
     "weights as they are": {"norm_topk_prob": False},
@@ -240,7 +241,7 @@ def test_padding_by_attention_mask(side, use_cache):
         assert_equal(mine[row, real[row]], logits(theirs, tokens[row : row + 1, real[row]])[0])
 
 
-@pytest.mark.parametrize("case", ["groups", "yarn", "plain queries"])
+@pytest.mark.parametrize("case", ["groups", "yarn", "plain queries", "all layers dense"])
 def test_transformers_loads_our_folder_and_decodes_the_same_tokens(case, tmp_path):
     ours, _ = pair(case)
     ours.save_pretrained(tmp_path / "model")
@@ -263,7 +264,7 @@ def test_without_mtp_the_load_report_is_empty(tmp_path):
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
-@pytest.mark.parametrize("case", ["groups", "yarn", "plain queries", "two dense layers"])
+@pytest.mark.parametrize("case", ["groups", "yarn", "plain queries", "two dense layers", "all layers dense"])
 def test_a_folder_that_transformers_saved_loads_here(case, tmp_path):
     ours, theirs = pair(case)
     theirs.save_pretrained(tmp_path / "model")

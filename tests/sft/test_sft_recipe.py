@@ -39,6 +39,14 @@ def test_a_wrong_key_or_value_is_named_with_what_was_expected(stage, override, m
     assert "override" in str(error.value)
 
 
+def test_routers_that_nothing_balances_are_asked_for_by_name(stage):
+    neither = ["balance_alpha=0", "bias_speed=0"]
+    with pytest.raises(InputError, match="say unbalanced: true"):
+        load_recipe(stage.recipe, neither)
+    assert load_recipe(stage.recipe, [*neither, "unbalanced=true"]).unbalanced
+    assert not load_recipe(stage.recipe, ["balance_alpha=0", "bias_speed=0.001"]).unbalanced
+
+
 def test_every_file_of_rows_is_an_input(stage):
     assert list(load_recipe(stage.recipe).input_paths()) == ["init_from", "data"]
     assert list(load_recipe(stage.recipe, ["more_data=[a, b]"]).input_paths())[2:] == ["more_data.0", "more_data.1"]

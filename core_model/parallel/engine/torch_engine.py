@@ -77,23 +77,22 @@ class TorchEngine:
             ValueError: no micro-batch has a target.
         """
         self.model.train()
-        total = sum(batch.targets for batch in batches)
+        targets = [batch.targets for batch in batches]  # before anything is launched, since it waits for the device
+        total = sum(targets)
         if not total:
             raise ValueError(f"none of the step's {len(batches)} micro-batches has a token to predict")
-        lm = mtp = balance = loss_sum = 0.0
-        for batch in batches:
-            share = batch.targets / total
+        sums = torch.zeros(4, device=self.model.device)  # read once: each float of it would wait for the device
+        for batch, count in zip(batches, targets, strict=True):
+            share = count / total
             backbone = self.model.model(batch.input_ids, position_ids=batch.position_ids)
-            out = self.model.losses(batch.input_ids, batch.labels, backbone, normaliser=max(batch.targets, 1))
+            out = self.model.losses(batch.input_ids, batch.labels, backbone, normaliser=max(count, 1))
             assert out.loss is not None and out.lm_loss is not None
             (out.loss * share).backward()
-            loss_sum += float(out.loss.detach()) * share
-            lm += float(out.lm_loss) * share
-            if out.mtp_losses:
-                mtp += float(torch.stack(out.mtp_losses).mean()) * share
-            if out.balance_loss is not None:
-                balance += float(out.balance_loss) * share
-        return StepLosses(loss_sum, lm, mtp, balance)
+            none = torch.zeros_like(out.lm_loss)
+            mtp = torch.stack(out.mtp_losses).mean() if out.mtp_losses else none
+            balance = none if out.balance_loss is None else out.balance_loss
+            sums += share * torch.stack((out.loss.detach(), out.lm_loss, mtp, balance))
+        return StepLosses(*sums.tolist())
 
     def grad_norm(self) -> Tensor:
         """Norm of all gradients, before clipping."""
