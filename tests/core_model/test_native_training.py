@@ -1,16 +1,11 @@
-"""Compiled training steps: gradients against fp32 and against PyTorch's operations, and where the latter serve.
-
-Both kinds of numbers run here on any processor: without bf16 products, bf16 gives the same sums more slowly.
-"""
+"""Compiled layers in training: gradients against fp32 and against PyTorch's operations, and where the latter serve."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
 import torch.nn.functional as F
+from compiled import both, needs_compiler, operations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import random_tokens, relative_difference
@@ -19,25 +14,14 @@ from torch.nn.modules import module as module_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from core_model import V3Config, V3ForCausalLM, native
-from core_model.embedding import Embedding
 from core_model.loss import cross_entropy_sum
 from core_model.moe import RankCap
-from core_model.moe.balance import router_statistics, sequence_balance_loss
+from core_model.moe.balance import router_statistics
 from core_model.native import layer as native_layer
-from core_model.native import training
 from core_model.norm import RMSNorm
 from core_model.parallel.engine import MicroBatch, TorchEngine
 
-pytestmark = pytest.mark.skipif(native.library("train") is None, reason=f"no code: {native.reason_against('train')}")
-both = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def wherever_it_compiles() -> Iterator[None]:
-    """Also where operations are faster."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "reason_against", lambda dtype: None if dtype in training.KINDS else "no such kind")
-        yield
+pytestmark = [needs_compiler, pytest.mark.usefixtures("wherever_it_compiles")]
 
 
 SMALL = {
@@ -60,14 +44,6 @@ def training_model(dtype: torch.dtype = torch.bfloat16, std: float = 0.15, **cha
     model.loss_weights.mtp, model.loss_weights.balance = 0.3, 0.1
     model.compute_dtype = dtype
     return model.train()
-
-
-@contextmanager
-def operations() -> Iterator[None]:
-    """PyTorch's operations in place of compiled code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "reason_against", lambda dtype: "not wanted")
-        yield
 
 
 def gradients(model: V3ForCausalLM, tokens, labels=None, **inputs) -> dict[str, torch.Tensor]:
@@ -272,6 +248,7 @@ def test_whom_operations_serve():
         lambda _, hook: module_hooks.register_module_full_backward_pre_hook(hook),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*ackward hook.*:UserWarning")
 def test_every_kind_of_hook_is_called(register):
     model, seen = training_model(), []
     handle = register(model.model.layers[1].mlp.shared_experts, lambda module, *_: seen.append(type(module).__name__))
@@ -307,13 +284,6 @@ def test_another_default_device_changes_nothing():
     assert torch.equal(loss, cross_entropy_sum(hidden, model.lm_head.weight, tokens))
 
 
-def test_labels_of_any_integer_type():
-    hidden, weight, labels = torch.randn(70, 32), torch.randn(80, 32), torch.arange(70)
-    expected = cross_entropy_sum(hidden, weight, labels)
-    for kind in (torch.int32, torch.int16, torch.uint8):
-        assert torch.equal(cross_entropy_sum(hidden, weight, labels.to(kind)), expected)
-
-
 def test_hooks_on_parts_see_them():
     model, seen = training_model(), []
     model.model.layers[1].self_attn.register_forward_hook(lambda module, args, out: seen.append(out.shape))
@@ -343,132 +313,6 @@ def test_the_load_is_counted_and_training_learns(dtype):
         engine.step(5e-3, 0.001)
         losses.append(engine.forward_backward([MicroBatch(tokens, tokens)]).lm)
     assert losses[-1] < 0.5 * losses[0]
-
-
-@both
-@pytest.mark.parametrize("tokens", [1, 47, 96, 1921, 4000])
-def test_cross_entropy(tokens, dtype):
-    """One tile and several, one chunk and several, with an odd one at the end."""
-    draw = torch.Generator().manual_seed(tokens)
-    hidden = torch.randn(tokens, 32, generator=draw).to(dtype).requires_grad_()
-    weight = torch.randn(80, 32, generator=draw).bfloat16().float().requires_grad_()
-    labels = torch.randint(0, 80, (tokens,), generator=draw)
-    loss = cross_entropy_sum(hidden, weight, labels)
-    (3 * loss).backward()
-    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-    expected = F.cross_entropy(exact[0] @ exact[1].T, labels, reduction="sum")
-    (3 * expected).backward()
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
-    for one, other in zip((hidden, weight), exact, strict=True):
-        assert relative_difference(one.grad, other.grad) < (1e-5 if dtype == torch.float32 else 1e-2)
-
-
-def test_cross_entropy_of_nothing_and_of_no_token():
-    hidden, weight = torch.zeros(3, 32, dtype=torch.bfloat16), torch.zeros(80, 32, requires_grad=True)
-    loss = cross_entropy_sum(hidden, weight, torch.full((3,), -100))
-    loss.backward()
-    assert loss == 0 and weight.grad is not None and not weight.grad.any()
-    with pytest.raises(IndexError, match="from 2 to 80, tokens from 0 to 79"):
-        cross_entropy_sum(hidden, weight, torch.tensor([2, 80, 5]))
-
-
-@both
-@pytest.mark.parametrize("shape", [(1, 16), (95, 48), (3, 97, 32), (2, 200, 144)])
-def test_norm(shape, dtype):
-    """Rows of less than a tile, and of several; widths of one panel and of several."""
-    draw = torch.Generator().manual_seed(0)
-    weight = nn.Parameter(torch.rand(shape[-1], generator=draw) + 0.5)
-    norm = RMSNorm(shape[-1], 1e-6)
-    norm.weight = weight
-    x = torch.randn(shape, generator=draw).to(dtype)
-    x[..., 1:2, :] = 0.0  # rows whose only measure is eps
-    dy = torch.randn(shape, generator=draw).to(dtype)
-
-    def run(x, norm=norm):
-        x = x.clone().requires_grad_()
-        y = norm(x)
-        return [y.detach(), *torch.autograd.grad(y, (x, weight), dy)]
-
-    found = run(x)
-    with operations():
-        expected = run(x)
-    transposed = run(x.transpose(0, 1).contiguous().transpose(0, 1))  # not contiguous
-    for one, other, again in zip(found, expected, transposed, strict=True):
-        assert one.dtype == other.dtype and torch.equal(one, again)
-        assert relative_difference(one, other) < (1e-6 if dtype == torch.float32 else 5e-3)
-    weight.requires_grad_(False)
-    x.requires_grad_()
-    assert torch.equal(torch.autograd.grad(norm(x), x, dy)[0], found[1])
-
-
-def test_norms_that_operations_serve(monkeypatch):
-    monkeypatch.setattr(training, "norm", None)
-    with pytest.raises(TypeError):
-        RMSNorm(32, 1e-6)(torch.ones(2, 32))
-    RMSNorm(40, 1e-6)(torch.ones(2, 40))
-    RMSNorm(32, 1e-6)(torch.ones(2, 32, dtype=torch.float64))
-    RMSNorm(32, 1e-6)(torch.ones(0, 32))
-    RMSNorm(32, 1e-6).to("meta")(torch.ones(2, 32, device="meta"))
-    with pytest.raises(RuntimeError):
-        RMSNorm(32, 1e-6)(torch.ones(2, 64))
-
-
-@pytest.mark.parametrize("kind", [torch.int64, torch.int32])
-@pytest.mark.parametrize("dim", [16, 144])
-def test_embedding(dim, kind):
-    ids = torch.tensor([[5, 0, 5], [79, 5, 1]], dtype=kind)
-    embedding, plain = Embedding(80, dim), nn.Embedding(80, dim)
-    plain.load_state_dict(embedding.state_dict())
-    dy = torch.randn(3, 2, dim).transpose(0, 1)  # not contiguous
-    for module in (embedding, plain):
-        module(ids).backward(dy)
-    assert torch.equal(embedding(ids), plain(ids))
-    torch.testing.assert_close(embedding.weight.grad, plain.weight.grad, rtol=1e-6, atol=1e-6)
-    with pytest.raises(IndexError):
-        embedding(ids + 1)
-
-
-def test_embeddings_that_operations_serve(monkeypatch):
-    monkeypatch.setattr(training, "embedding_backward", None)
-    ids = torch.tensor([1, 2])
-    with pytest.raises(TypeError):
-        Embedding(8, 16)(ids).sum().backward()
-    for module in (Embedding(8, 24), Embedding(8, 16).bfloat16(), Embedding(8, 16, padding_idx=1)):
-        module(ids).float().sum().backward()
-        assert module.weight.grad is not None
-    assert not Embedding(8, 16, padding_idx=1)(ids)[0].any()
-    assert Embedding(8, 16)(ids[:0]).shape == (0, 16)
-    frozen = Embedding(8, 16).requires_grad_(False)
-    assert not frozen(ids).requires_grad
-
-
-@given(
-    sequences=st.integers(1, 4), length=st.integers(1, 30), experts=st.integers(1, 20), seed=st.integers(0, 5),
-    padded=st.booleans(), levels=st.sampled_from([3, 1000]), data=st.data(),
-)  # fmt: skip
-@settings(max_examples=60, deadline=None)
-def test_balance_loss(sequences, length, experts, seed, padded, levels, data):
-    """Scores of few values are often equal, and ties go to the lower index."""
-    top_k, draw = data.draw(st.integers(1, experts)), torch.Generator().manual_seed(seed)
-    scores = torch.randint(1, levels, (sequences * length, experts), generator=draw) / levels
-    real = torch.rand(sequences, length, generator=draw) < 0.6 if padded else None
-
-    def run():
-        x = scores.clone().requires_grad_()
-        loss = sequence_balance_loss(x, top_k, sequences, real)
-        return loss.detach(), torch.autograd.grad(3 * loss, x)[0]
-
-    found = run()
-    with operations():
-        expected = run()
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-
-
-def test_balance_loss_of_broken_scores():
-    scores = torch.full((6, 4), 0.5, requires_grad=True)
-    broken = scores.masked_fill(torch.eye(6, 4) == 1, float("nan"))
-    assert sequence_balance_loss(broken, 2, 2).isnan()
 
 
 FROZEN = {

@@ -1,0 +1,153 @@
+"""What is compiled beside the layers: cross-entropy, norms, the embedding's gradient, balance losses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from compiled import both, needs_compiler, operations
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import relative_difference
+from torch import nn
+
+from core_model.embedding import Embedding
+from core_model.loss import cross_entropy_sum
+from core_model.moe.balance import sequence_balance_loss
+from core_model.native import training
+from core_model.norm import RMSNorm
+
+pytestmark = [needs_compiler, pytest.mark.usefixtures("wherever_it_compiles")]
+
+
+@both
+@pytest.mark.parametrize("tokens", [1, 47, 96, 1921, 4000])
+def test_cross_entropy(tokens, dtype):
+    """One tile and several, one chunk and several, with an odd one at the end."""
+    draw = torch.Generator().manual_seed(tokens)
+    hidden = torch.randn(tokens, 32, generator=draw).to(dtype).requires_grad_()
+    weight = torch.randn(80, 32, generator=draw).bfloat16().float().requires_grad_()
+    labels = torch.randint(0, 80, (tokens,), generator=draw)
+    loss = cross_entropy_sum(hidden, weight, labels)
+    (3 * loss).backward()
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    expected = F.cross_entropy(exact[0] @ exact[1].T, labels, reduction="sum")
+    (3 * expected).backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=0)
+    for one, other in zip((hidden, weight), exact, strict=True):
+        assert relative_difference(one.grad, other.grad) < (1e-5 if dtype == torch.float32 else 1e-2)
+
+
+def test_cross_entropy_of_nothing_and_of_no_token():
+    hidden, weight = torch.zeros(3, 32, dtype=torch.bfloat16), torch.zeros(80, 32, requires_grad=True)
+    loss = cross_entropy_sum(hidden, weight, torch.full((3,), -100))
+    loss.backward()
+    assert loss == 0 and weight.grad is not None and not weight.grad.any()
+    with pytest.raises(IndexError, match="from 2 to 80, tokens from 0 to 79"):
+        cross_entropy_sum(hidden, weight, torch.tensor([2, 80, 5]))
+
+
+@both
+@pytest.mark.parametrize("shape", [(1, 16), (95, 48), (3, 97, 32), (2, 200, 144)])
+def test_norm(shape, dtype):
+    """Rows of less than a tile, and of several; widths of one panel and of several."""
+    draw = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.rand(shape[-1], generator=draw) + 0.5)
+    norm = RMSNorm(shape[-1], 1e-6)
+    norm.weight = weight
+    x = torch.randn(shape, generator=draw).to(dtype)
+    x[..., 1:2, :] = 0.0  # rows whose only measure is eps
+    dy = torch.randn(shape, generator=draw).to(dtype)
+
+    def run(x, norm=norm):
+        x = x.clone().requires_grad_()
+        y = norm(x)
+        return [y.detach(), *torch.autograd.grad(y, (x, weight), dy)]
+
+    found = run(x)
+    with operations():
+        expected = run(x)
+    transposed = run(x.transpose(0, 1).contiguous().transpose(0, 1))  # not contiguous
+    for one, other, again in zip(found, expected, transposed, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, again)
+        assert relative_difference(one, other) < (1e-6 if dtype == torch.float32 else 5e-3)
+    weight.requires_grad_(False)
+    x.requires_grad_()
+    assert torch.equal(torch.autograd.grad(norm(x), x, dy)[0], found[1])
+
+
+def test_norms_that_operations_serve(monkeypatch):
+    monkeypatch.setattr(training, "norm", None)
+    with pytest.raises(TypeError):
+        RMSNorm(32, 1e-6)(torch.ones(2, 32))
+    RMSNorm(40, 1e-6)(torch.ones(2, 40))
+    RMSNorm(32, 1e-6)(torch.ones(2, 32, dtype=torch.float64))
+    RMSNorm(32, 1e-6)(torch.ones(0, 32))
+    RMSNorm(32, 1e-6).to("meta")(torch.ones(2, 32, device="meta"))
+    with pytest.raises(RuntimeError):
+        RMSNorm(32, 1e-6)(torch.ones(2, 64))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.int32])
+@pytest.mark.parametrize("dim", [16, 144])
+def test_embedding(dim, kind):
+    ids = torch.tensor([[5, 0, 5], [79, 5, 1]], dtype=kind)
+    embedding, plain = Embedding(80, dim), nn.Embedding(80, dim)
+    plain.load_state_dict(embedding.state_dict())
+    dy = torch.randn(3, 2, dim).transpose(0, 1)  # not contiguous
+    for module in (embedding, plain):
+        module(ids).backward(dy)
+    assert torch.equal(embedding(ids), plain(ids))
+    torch.testing.assert_close(embedding.weight.grad, plain.weight.grad, rtol=1e-6, atol=1e-6)
+    with pytest.raises(IndexError):
+        embedding(ids + 1)
+
+
+def test_embeddings_that_operations_serve(monkeypatch):
+    monkeypatch.setattr(training, "embedding_backward", None)
+    ids = torch.tensor([1, 2])
+    with pytest.raises(TypeError):
+        Embedding(8, 16)(ids).sum().backward()
+    for module in (Embedding(8, 24), Embedding(8, 16).bfloat16(), Embedding(8, 16, padding_idx=1)):
+        module(ids).float().sum().backward()
+        assert module.weight.grad is not None
+    assert not Embedding(8, 16, padding_idx=1)(ids)[0].any()
+    assert Embedding(8, 16)(ids[:0]).shape == (0, 16)
+    frozen = Embedding(8, 16).requires_grad_(False)
+    assert not frozen(ids).requires_grad
+
+
+@given(
+    sequences=st.integers(1, 4), length=st.integers(1, 30), experts=st.integers(1, 20), seed=st.integers(0, 5),
+    padded=st.booleans(), levels=st.sampled_from([3, 1000]), data=st.data(),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_balance_loss(sequences, length, experts, seed, padded, levels, data):
+    """Scores of few values are often equal, and ties go to the lower index."""
+    top_k, draw = data.draw(st.integers(1, experts)), torch.Generator().manual_seed(seed)
+    scores = torch.randint(1, levels, (sequences * length, experts), generator=draw) / levels
+    real = torch.rand(sequences, length, generator=draw) < 0.6 if padded else None
+
+    def run():
+        x = scores.clone().requires_grad_()
+        loss = sequence_balance_loss(x, top_k, sequences, real)
+        return loss.detach(), torch.autograd.grad(3 * loss, x)[0]
+
+    found = run()
+    with operations():
+        expected = run()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_balance_loss_of_broken_scores():
+    scores = torch.full((6, 4), 0.5, requires_grad=True)
+    broken = scores.masked_fill(torch.eye(6, 4) == 1, float("nan"))
+    assert sequence_balance_loss(broken, 2, 2).isnan()
+
+
+def test_labels_of_any_integer_type():
+    hidden, weight, labels = torch.randn(70, 32), torch.randn(80, 32), torch.arange(70)
+    expected = cross_entropy_sum(hidden, weight, labels)
+    for kind in (torch.int32, torch.int16, torch.uint8):
+        assert torch.equal(cross_entropy_sum(hidden, weight, labels.to(kind)), expected)
