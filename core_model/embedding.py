@@ -27,7 +27,7 @@ class _Embedding(torch.autograd.Function):
 
 
 class Embedding(nn.Embedding):
-    """ids [...] -> [..., D]; compiled, the gradient takes a tenth of the time (LABBOOK.md)."""
+    """ids [...] -> [..., D]; the gradient is compiled where it can be."""
 
     def forward(self, input: Tensor) -> Tensor:
         trained = self.weight.requires_grad and torch.is_grad_enabled() and type(input) is Tensor and input.numel() > 0

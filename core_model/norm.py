@@ -39,7 +39,7 @@ class _RMSNormFunction(torch.autograd.Function):
 
 
 class _CompiledRMSNorm(torch.autograd.Function):
-    """One pass each way; a third of the time of the operations above, in fp32 and on two cores (LABBOOK.md)."""
+    """One pass each way; half of the time of the operations above, in fp32 on two cores (LABBOOK.md)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
