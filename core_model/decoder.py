@@ -11,7 +11,7 @@ from core_model.attention import AttentionContext, MultiHeadLatentAttention
 from core_model.config import V3Config
 from core_model.moe import MLP, MoE
 from core_model.moe.gate import Routing
-from core_model.native import layer as compiled
+from core_model.native import decoder as compiled
 from core_model.norm import RMSNorm
 
 

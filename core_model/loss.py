@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core_model.autograd import differentiable_once
 from core_model.native import training
 
 IGNORE = -100
@@ -50,6 +51,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dhidden, dweight = ctx.saved_tensors
         (scale,) = grads

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from core_model.autograd import differentiable_once
 from core_model.native import training
 from core_model.recompute import derived, drops_derived
 
@@ -26,6 +26,7 @@ class _RMSNormFunction(torch.autograd.Function):
         return (unit * weight).to(x.dtype)
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         unit, inverse, weight = ctx.saved_tensors
         if ctx.keep_input:
@@ -43,17 +44,17 @@ class _CompiledRMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        x = x.contiguous()
+        x = training.plain(x)
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
         return training.norm(x, weight, eps)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dweight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        return training.norm_backward(x, weight, ctx.eps, grads[0].contiguous(), dweight), dweight, None
+        return training.norm_backward(x, weight, ctx.eps, training.plain(grads[0]), dweight), dweight, None
 
 
 class RMSNorm(nn.Module):

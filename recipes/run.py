@@ -249,7 +249,7 @@ def _existing(path: Path, recipe: StageRecipe, hashes: dict[str, str]) -> dict[s
     if provenance is None:
         return None
     remedy = "delete the folder, or give another run_dir"
-    difference = _difference(provenance["recipe"], comparable(recipe))
+    difference = _difference({**_added(recipe, provenance["recipe"]), **provenance["recipe"]}, comparable(recipe))
     if difference is not None:
         if provenance["status"] == RUNNING and not _has_results(path):
             return None  # it ended before its first result, most likely for what has been mended since
@@ -276,6 +276,17 @@ def _has_results(path: Path) -> bool:
     metrics = path / "metrics.jsonl"
     logged = metrics.is_file() and metrics.stat().st_size > 0
     return logged or any(entry.name not in described for entry in path.iterdir())
+
+
+def _added(recipe: StageRecipe, then: dict[str, Any]) -> dict[str, Any]:
+    """Keys that recipes did not have when this run was made, and that are at their defaults: as before."""
+    fields = type(recipe).model_fields
+
+    def at_default(name: str) -> bool:
+        field = fields[name]
+        return not field.is_required() and getattr(recipe, name) == field.get_default(call_default_factory=True)
+
+    return {name: value for name, value in comparable(recipe).items() if name not in then and at_default(name)}
 
 
 def _difference(then: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:

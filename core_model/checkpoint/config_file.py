@@ -12,6 +12,11 @@ from core_model.errors import InputError
 
 CONFIG = "config.json"
 NOT_ON_DISK = ("keys_to_ignore_at_inference", "auto_map")
+# Other loaders require a number of experts; first_k_dense_replace then says that no layer has them.
+NO_ROUTER = {
+    "n_routed_experts": 1, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc", "moe_layer_freq": 1,
+}  # fmt: skip
 CONFIG_FIELDS = tuple(name for name in V3Config.__annotations__ if name not in NOT_ON_DISK)
 
 
@@ -19,8 +24,7 @@ def disk_config(config: V3Config, storage: Storage) -> dict[str, Any]:
     """The content of config.json for weights stored as `storage` says."""
     fields = {name: getattr(config, name) for name in CONFIG_FIELDS}
     if config.n_routed_experts is None:
-        # Other loaders want a number of experts: some that its groups allow, in none of the layers.
-        fields["n_routed_experts"] = config.n_group * max(2, -(-config.num_experts_per_tok // config.topk_group))
+        fields |= NO_ROUTER
         fields["first_k_dense_replace"] = config.num_hidden_layers + config.num_nextn_predict_layers
     return {
         "architectures": ["DeepseekV3ForCausalLM"],
@@ -72,7 +76,11 @@ def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> V3Conf
     known = {name: fields[name] for name in CONFIG_FIELDS if name in fields}
     try:
         refuse_unknown_fields(overrides or {})
-        return V3Config(**{**known, **(overrides or {})})
+        config = V3Config(**{**known, **(overrides or {})})
+        layers = range(config.num_hidden_layers + config.num_nextn_predict_layers)
+        if not any(map(V3Config(**known).is_moe_layer, layers)) and "n_routed_experts" not in (overrides or {}):
+            config.n_routed_experts = None
+        return config
     except ValueError as error:
         raise InputError(path, expected="a consistent configuration", found=str(error)) from error
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from core_model.autograd import differentiable_once
 from core_model.moe.gate import Gate, top_k_low_index
 from core_model.native import training
 
@@ -28,15 +28,16 @@ class _CompiledSequenceLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores_TE: Tensor, top_k: int, sequences: int, real_BT: Tensor | None) -> Tensor:
-        scores_BTE = scores_TE.contiguous().unflatten(0, (sequences, -1))
+        scores_BTE = training.plain(scores_TE).unflatten(0, (sequences, -1))
         dscores = torch.empty_like(scores_BTE) if ctx.needs_input_grad[0] else None
-        real_BT = None if real_BT is None else real_BT.bool().contiguous()
+        if real_BT is not None:
+            real_BT = training.plain(real_BT.to(scores_TE.device, torch.bool).expand(scores_BTE.shape[:2]))
         loss = training.sequence_balance(scores_BTE, top_k, real_BT, dscores)
         ctx.save_for_backward(None if dscores is None else dscores.flatten(0, 1))
         return scores_TE.new_tensor(loss)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (dscores,) = ctx.saved_tensors
         return dscores * grads[0], None, None, None
@@ -48,7 +49,7 @@ def sequence_balance_loss(scores_TE: Tensor, top_k: int, sequences: int, real_BT
     f_i counts the unbiased top-k of each token (times E / (K T)); P_i is the mean normalised score. The gradient
     flows through P alone. Tokens that are padding (`real_BT` False) belong to no sequence.
     """
-    if training.serves_scores(scores_TE):
+    if training.serves_scores(scores_TE, top_k):
         return _CompiledSequenceLoss.apply(scores_TE, top_k, sequences, real_BT)
     scores_BTE = scores_TE.unflatten(0, (sequences, -1))
     experts = scores_TE.shape[-1]

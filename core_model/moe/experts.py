@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core_model.autograd import differentiable_once
 from core_model.config import V3Config
 
 ROW_MULTIPLE = 32
@@ -99,6 +100,7 @@ class _LoopedExperts(torch.autograd.Function):
         return weighted_sum(y_PD, rows.row_TK, weights_TK.to(x_TD.dtype))
 
     @staticmethod
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy_TD,) = grads
         x_PD, h_P2F, act_PF, y_PD, weights_TK, gate_up, down, token_P, row_TK = ctx.saved_tensors

@@ -45,10 +45,8 @@ extern "C" void trivium_norm_backward(int32_t kind, const void* x, const float* 
   norm_backward<Fp32>(static_cast<const float*>(x), weight, rows, width, eps, threads, static_cast<const float*>(dy), static_cast<float*>(dx), dweight);
 }
 
-extern "C" void trivium_embedding_backward(int32_t kind, const int64_t* ids, const void* dy, int64_t tokens, int32_t dim,
-                                           int64_t vocabulary, int32_t threads, float* dweight) {
-  if (kind) return embedding_backward<Bf16s>(ids, static_cast<const Bf16*>(dy), tokens, dim, vocabulary, threads, dweight);
-  embedding_backward<Fp32>(ids, static_cast<const float*>(dy), tokens, dim, vocabulary, threads, dweight);
+extern "C" void trivium_embedding_backward(const int64_t* ids, const float* dy, int64_t tokens, int32_t dim, int32_t threads, float* dweight) {
+  embedding_backward(ids, dy, tokens, dim, threads, dweight);
 }
 
 extern "C" double trivium_sequence_balance(const float* scores, const uint8_t* real, int64_t sequences, int64_t length, int32_t experts,

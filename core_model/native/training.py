@@ -42,7 +42,8 @@ def compiled(dtype: torch.dtype) -> bool:
     """Whether there is code for products of this dtype, and nobody wants them in another or sees every operation."""
     if reason_against(dtype) is not None or native.library("train") is None:
         return False
-    if _get_current_dispatch_mode() is not None:  # a counter of FLOPs, say
+    # A counter of FLOPs, say; or vmap, whose tensors stand for many.
+    if _get_current_dispatch_mode() is not None or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     return dtype != torch.float32 or not torch.is_autocast_enabled("cpu")
 
@@ -50,7 +51,8 @@ def compiled(dtype: torch.dtype) -> bool:
 def serves(x: Tensor, weight: Tensor) -> bool:
     """Whether compiled code takes states [..., D], of any number, over an fp32 weight of rows of D."""
     return (
-        type(x) is Tensor
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
         and x.device.type == "cpu"
         and x.numel() > 0
         and type(weight) in (Tensor, nn.Parameter)
@@ -75,10 +77,22 @@ def serves_loss(hidden_ND: Tensor, weight_WD: Tensor) -> bool:
     )
 
 
-def serves_scores(scores_TE: Tensor) -> bool:
+def serves_embedding(ids: Tensor, weight_WD: Tensor) -> bool:
+    """Whether compiled code sums the gradient of this table."""
+    return type(ids) is Tensor and ids.numel() > 0 and serves(weight_WD.detach(), weight_WD)
+
+
+def serves_scores(scores_TE: Tensor, top_k: int) -> bool:
     """Whether compiled code works out a balance loss of these."""
-    plain = type(scores_TE) is Tensor and scores_TE.device.type == "cpu" and scores_TE.numel() > 0
-    return plain and scores_TE.dtype == torch.float32 and compiled(torch.float32)
+    return (
+        not torch.compiler.is_compiling()
+        and type(scores_TE) is Tensor
+        and scores_TE.device.type == "cpu"
+        and scores_TE.dtype == torch.float32
+        and scores_TE.numel() > 0
+        and 0 < top_k <= scores_TE.shape[-1]
+        and compiled(torch.float32)
+    )
 
 
 def cross_entropy(
@@ -94,7 +108,7 @@ def cross_entropy(
         raise IndexError(
             f"labels reach from {int(labels_N.min())} to {int(labels_N.max())}, tokens from 0 to {vocabulary - 1}"
         )
-    hidden, labels = hidden_ND.contiguous(), labels_N.to(torch.int64).contiguous()
+    hidden, labels = plain(hidden_ND), labels_N.to(torch.int64).contiguous()
     return library().trivium_cross_entropy(
         KINDS[hidden.dtype], address(hidden), address(weight_WD), address(labels), len(labels),
         dim, vocabulary, torch.get_num_threads(), address(dhidden), address(dweight),
@@ -102,7 +116,7 @@ def cross_entropy(
 
 
 def norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """RMSNorm of the last dimension of contiguous states."""
+    """RMSNorm of the last dimension of `plain` states."""
     y = torch.empty_like(x)
     library().trivium_norm_forward(
         KINDS[x.dtype], address(x), address(weight_D), x.numel() // len(weight_D), len(weight_D), eps,
@@ -121,19 +135,19 @@ def norm_backward(x: Tensor, weight_D: Tensor, eps: float, dy: Tensor, dweight: 
     return dx
 
 
-def embedding_backward(ids: Tensor, dy: Tensor, weight_WD: Tensor) -> Tensor:
-    """[W, D] fp32: of each token the sum of its rows of dy [..., D]; ids int64 [...], both contiguous."""
-    dweight = torch.empty_like(weight_WD)
+def embedding_backward(ids: Tensor, dy: Tensor, vocabulary: int) -> Tensor:
+    """[W, D] fp32: of each token the sum of its rows of dy, fp32 [..., D]; ids int64 [...], both `plain`."""
+    dim = dy.shape[-1]
+    dweight = torch.zeros(vocabulary, dim, dtype=torch.float32, device="cpu")
     library().trivium_embedding_backward(
-        KINDS[dy.dtype], address(ids), address(dy), ids.numel(), weight_WD.shape[1], len(weight_WD),
-        torch.get_num_threads(), address(dweight),
-    )  # fmt: skip
+        address(ids), address(dy), ids.numel(), dim, torch.get_num_threads(), address(dweight)
+    )
     return dweight
 
 
 def sequence_balance(scores_BTE: Tensor, top_k: int, real_BT: Tensor | None, dscores: Tensor | None) -> float:
-    """`core_model.moe.balance.sequence_balance_loss` of contiguous fp32 scores; its gradient is written into the tensor
-    given for it. real_BT: bool, contiguous."""
+    """`core_model.moe.balance.sequence_balance_loss` of `plain` fp32 scores; its gradient is written into the tensor
+    given for it. real_BT: bool, `plain`."""
     sequences, length, experts = scores_BTE.shape
     return library().trivium_sequence_balance(
         address(scores_BTE), address(real_BT), sequences, length, experts, top_k, torch.get_num_threads(),
@@ -153,7 +167,7 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {  # as in train.cpp
     "cross_entropy": (_INT, _AT, _AT, _AT, _LONG, _INT, _INT, _INT, _AT, _AT),
     "norm_forward": (_INT, _AT, _AT, _LONG, _INT, _FLOAT, _INT, _AT),
     "norm_backward": (_INT, _AT, _AT, _LONG, _INT, _FLOAT, _INT, _AT, _AT, _AT),
-    "embedding_backward": (_INT, _AT, _AT, _LONG, _INT, _LONG, _INT, _AT),
+    "embedding_backward": (_AT, _AT, _LONG, _INT, _INT, _AT),
     "sequence_balance": (_AT, _AT, _LONG, _LONG, _INT, _INT, _INT, _AT),
 }
 _SUMS = ("cross_entropy", "sequence_balance")  # which return a double; the others nothing
@@ -165,6 +179,11 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
         function = getattr(library, f"trivium_{name}")
         function.argtypes, function.restype = arguments, ctypes.c_double if name in _SUMS else None
     return library
+
+
+def plain(x: Tensor) -> Tensor:
+    """The same numbers, contiguous in memory: torch has tensors that only say that they are negated, or zero."""
+    return torch.zeros(x.shape, dtype=x.dtype, device=x.device) if x._is_zerotensor() else x.resolve_neg().contiguous()
 
 
 def address(tensor: Tensor | None) -> int | None:

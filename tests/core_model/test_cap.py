@@ -15,7 +15,7 @@ from core_model.generation import Engine, SamplingParams
 from core_model.moe import MoE, RankCap, experts
 from core_model.moe.balance import gates, router_statistics, update_routing_bias
 from core_model.moe.experts import group_rows, grouped_experts, looped_experts
-from core_model.native import layer as native_layer
+from core_model.native import decoder as native_decoder
 
 IMPLEMENTATIONS = [looped_experts, grouped_experts]
 NEVER = RankCap(4, 4.0)  # a rank that takes every pair is within it
@@ -155,7 +155,7 @@ def losses_and_gradients(model, tokens: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("run", IMPLEMENTATIONS)
 def test_a_cap_that_is_never_reached_changes_no_bit(run, dtype, monkeypatch):
     monkeypatch.setattr(experts, "looped_experts", run)
-    monkeypatch.setattr(native_layer, "served", lambda *_: None)  # whose numbers are other ones
+    monkeypatch.setattr(native_decoder, "served", lambda *_: None)  # whose numbers are other ones
     model, tokens = random_model(tiny_config()).train(), random_tokens(2, 12)
     model.compute_dtype = dtype
     without = losses_and_gradients(model, tokens)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from reference import YARN_TINY, random_model, random_tokens, shared_model, tiny_config
 from safetensors.torch import load_file, save_file
 
-from core_model.checkpoint.config_file import CONFIG_FIELDS, read_config, scale_format
+from core_model.checkpoint.config_file import CONFIG_FIELDS, NO_ROUTER, read_config, scale_format
 from core_model.config import YARN_V3, V3Config
 from core_model.errors import InputError
 from core_model.manifest import verify_manifest, write_manifest
@@ -79,6 +79,7 @@ def published_names() -> set[str]:
         {"q_lora_rank": None, "num_nextn_predict_layers": 2},
         {"num_nextn_predict_layers": 0, "rope_scaling": YARN_TINY},
         {"n_routed_experts": None},
+        {"n_routed_experts": None, "n_group": 1, "topk_group": 4},  # of no router
     ],
 )
 def test_a_round_trip_is_bit_exact(overrides, tmp_path):
@@ -87,9 +88,9 @@ def test_a_round_trip_is_bit_exact(overrides, tmp_path):
     loaded = V3ForCausalLM.from_pretrained(tmp_path / "model")
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    dense = model.config.n_routed_experts is None  # which is written as experts in no layer
+    routing = {*NO_ROUTER, "first_k_dense_replace"} - {"n_routed_experts"}
     for field in CONFIG_FIELDS:
-        if not (dense and field in ("n_routed_experts", "first_k_dense_replace")):
+        if field not in routing or model.config.n_routed_experts is not None:  # else it says nothing
             assert getattr(loaded.config, field) == getattr(model.config, field), field
     tokens = random_tokens(1, 5)
     assert torch.equal(loaded.eval()(tokens).logits, model(tokens).logits)

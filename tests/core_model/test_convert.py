@@ -235,6 +235,3 @@ def test_a_source_without_mtp_copies_gets_them(wide, converted, tmp_path):
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     convert_folder(source, tmp_path / "out", BF16)
     assert_same_tensors(tmp_path / "out", converted(BF16))
-
-
-# Damage

@@ -55,6 +55,7 @@ def test_a_step_is_torchs_clipping_and_adamw(clip):
         theirs.optimizer.step()
         theirs.optimizer.zero_grad()
         assert ours.step(0.01, 0.0) == pytest.approx(float(norm), rel=1e-5)
+    assert not hasattr(ours.optimizer, "grad_scale")  # a step of somebody else would divide by it
     for mine, other in zip(ours.model.parameters(), theirs.model.parameters(), strict=True):
         assert mine.grad is None
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
@@ -68,3 +69,13 @@ def test_gradients_that_are_not_finite_update_nothing():
     with pytest.raises(FloatingPointError, match="gradient norm is inf"):
         one.step(0.01, 0.001)
     assert all(torch.equal(p, old) for p, old in zip(one.model.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_of_other_dtypes_are_stepped(dtype):
+    tokens = random_tokens(2, 9)
+    one = TorchEngine(engine().model.to(dtype))
+    before = [p.detach().clone() for p in one.model.parameters()]
+    one.forward_backward([MicroBatch(tokens, tokens)])
+    one.step(0.01, 0.001)
+    assert any(not torch.equal(p, old) for p, old in zip(one.model.parameters(), before, strict=True))

@@ -88,6 +88,18 @@ def test_a_recipe_may_be_mended_before_the_first_result(tmp_run):
         open_run(tmp_run, steps=1)
 
 
+def test_a_key_that_recipes_did_not_have_then_is_as_before_at_its_default(tmp_run):
+    run = open_run(tmp_run)
+    run.log(1, {"loss": 2.0})
+    run.close()
+    record = json.loads((tmp_run / "provenance.json").read_text())
+    del record["recipe"]["steps"]
+    (tmp_run / "provenance.json").write_text(json.dumps(record))
+    open_run(tmp_run, steps=1).close()
+    with pytest.raises(InputError, match=r"steps: expected .*steps: None.*found 2"):
+        open_run(tmp_run, steps=2)
+
+
 def test_a_folder_that_cannot_be_made_is_named():
     with pytest.raises(InputError, match="/proc/no-such-run: expected a folder that can be written"):
         open_run(Path("/proc/no-such-run"))

@@ -81,7 +81,8 @@ class TorchEngine:
         total = sum(targets)
         if not total:
             raise ValueError(f"none of the step's {len(batches)} micro-batches has a token to predict")
-        sums = torch.zeros(4, device=self.model.device)  # read once: each float of it would wait for the device
+        # Read once, at the end: each float of it would wait for the device.
+        sums = torch.zeros(4, dtype=torch.float32, device=self.model.device)
         for batch, count in zip(batches, targets, strict=True):
             share = count / total
             backbone = self.model.model(batch.input_ids, position_ids=batch.position_ids)
@@ -116,8 +117,11 @@ class TorchEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         # The fused step divides gradients by this as it reads them: clipping costs no pass of its own.
-        self.optimizer.grad_scale = (norm / self.clip).clamp_min(1.0)  # type: ignore[attr-defined]
-        self.optimizer.step()
+        self.optimizer.grad_scale = (norm / self.clip).clamp_min(1.0).float()  # type: ignore[attr-defined]
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.grad_scale  # type: ignore[attr-defined]
         self.optimizer.zero_grad(set_to_none=True)
         update_routing_bias(self.model, bias_speed)
         return size

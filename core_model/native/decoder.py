@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from core_model.attention import AttentionContext, MultiHeadLatentAttention
+from core_model.autograd import differentiable_once
 from core_model.moe import MLP, MoE
 from core_model.moe.experts import Experts
 from core_model.moe.gate import Gate
 from core_model.native import training
 from core_model.native.router import Router
-from core_model.native.training import KINDS, LANES, address
+from core_model.native.training import KINDS, LANES, address, plain
 from core_model.norm import RMSNorm
 from core_model.precision import Linear
 from core_model.recompute import drops_derived
@@ -208,7 +208,7 @@ class _LayerFunction(torch.autograd.Function):
         names: tuple[str, ...],
         *weights: Tensor,
     ) -> Any:
-        x, kept = x_BTD.contiguous(), _keep(shape, order, x_BTD.dtype)
+        x, kept = plain(x_BTD), _keep(shape, order, x_BTD.dtype)
         y = torch.empty_like(x)
         training.library().trivium_layer_forward(
             KINDS[x.dtype], ctypes.byref(shape), ctypes.byref(_pointers(Weights, names, weights)),
@@ -224,15 +224,15 @@ class _LayerFunction(torch.autograd.Function):
         return y, kept["indices"], kept["weights"], kept["scores"]
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *rest = ctx.saved_tensors
         kept, weights = rest[: len(ctx.kept)], rest[len(ctx.kept) :]
         dy, _, dweights, dscores = grads if len(grads) > 1 else (grads[0], None, None, None)
-        dy = torch.zeros_like(x) if dy is None else dy.contiguous()
+        dy = torch.zeros_like(x) if dy is None else plain(dy)
         asked = zip(weights, ctx.needs_input_grad[-len(weights) :], strict=True)
         dx, gradients = torch.empty_like(x), [torch.empty_like(weight) if ask else None for weight, ask in asked]
-        given = [None if one is None else one.contiguous() for one in (dweights, dscores)]
+        given = [None if one is None else plain(one) for one in (dweights, dscores)]
         training.library().trivium_layer_backward(
             KINDS[x.dtype], ctypes.byref(ctx.shape), ctypes.byref(_pointers(Weights, ctx.names, weights)),
             ctypes.byref(ctx.order.struct()), address(x), ctypes.byref(_pointers(Kept, ctx.kept, kept)), address(dy),
