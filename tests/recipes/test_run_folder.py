@@ -96,7 +96,7 @@ def test_a_key_that_recipes_did_not_have_then_is_as_before_at_its_default(tmp_ru
     del record["recipe"]["steps"]
     (tmp_run / "provenance.json").write_text(json.dumps(record))
     open_run(tmp_run, steps=1).close()
-    with pytest.raises(InputError, match=r"steps: expected .*steps: None.*found 2"):
+    with pytest.raises(InputError, match=r"steps: expected .*steps: 1.*found 2"):
         open_run(tmp_run, steps=2)
 
 
