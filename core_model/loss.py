@@ -29,7 +29,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             dweight = torch.empty_like(weight_WD) if need_weight else None
             loss = training.cross_entropy(hidden_ND, weight_WD, labels_N, dhidden, dweight)
             ctx.save_for_backward(dhidden, dweight)
-            return hidden_ND.new_tensor(loss, dtype=torch.float32)
+            return torch.tensor(loss, dtype=torch.float32, device=hidden_ND.device)
         weight_WD = weight_WD.to(hidden_ND.dtype)
         dhidden = torch.empty_like(hidden_ND) if need_hidden else None
         dweight = torch.zeros_like(weight_WD, dtype=torch.float32) if need_weight else None

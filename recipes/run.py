@@ -249,7 +249,10 @@ def _existing(path: Path, recipe: StageRecipe, hashes: dict[str, str]) -> dict[s
     if provenance is None:
         return None
     remedy = "delete the folder, or give another run_dir"
-    difference = _difference({**_added(recipe, provenance["recipe"]), **provenance["recipe"]}, comparable(recipe))
+    then = provenance["recipe"]
+    if isinstance(then, dict):
+        then = {**_added(recipe, then), **then}
+    difference = _difference(then, comparable(recipe))
     if difference is not None:
         if provenance["status"] == RUNNING and not _has_results(path):
             return None  # it ended before its first result, most likely for what has been mended since
@@ -279,12 +282,15 @@ def _has_results(path: Path) -> bool:
 
 
 def _added(recipe: StageRecipe, then: dict[str, Any]) -> dict[str, Any]:
-    """Keys that recipes did not have when this run was made, and that are at their defaults: as before."""
+    """Keys that recipes did not have when this run was made, and that are at their defaults: as before.
+
+    A default that depends on the machine says nothing of that time.
+    """
     fields = type(recipe).model_fields
 
     def at_default(name: str) -> bool:
         field = fields[name]
-        return not field.is_required() and getattr(recipe, name) == field.get_default(call_default_factory=True)
+        return not field.is_required() and field.default_factory is None and getattr(recipe, name) == field.default
 
     return {name: value for name, value in comparable(recipe).items() if name not in then and at_default(name)}
 

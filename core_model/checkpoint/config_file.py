@@ -76,13 +76,19 @@ def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> V3Conf
     known = {name: fields[name] for name in CONFIG_FIELDS if name in fields}
     try:
         refuse_unknown_fields(overrides or {})
-        config = V3Config(**{**known, **(overrides or {})})
-        layers = range(config.num_hidden_layers + config.num_nextn_predict_layers)
-        if not any(map(V3Config(**known).is_moe_layer, layers)) and "n_routed_experts" not in (overrides or {}):
-            config.n_routed_experts = None
-        return config
+        if _is_dense(known):
+            known["n_routed_experts"] = None
+        return V3Config(**{**known, **(overrides or {})})
     except ValueError as error:
         raise InputError(path, expected="a consistent configuration", found=str(error)) from error
+
+
+def _is_dense(fields: dict[str, Any]) -> bool:
+    """Whether these are what `disk_config` writes of a model without a router."""
+    names = ("first_k_dense_replace", "num_hidden_layers", "num_nextn_predict_layers")
+    dense, main, mtp = (fields.get(name, getattr(V3Config, name)) for name in names)
+    numbers = all(type(value) is int for value in (dense, main, mtp))
+    return numbers and fields.get("n_routed_experts") == NO_ROUTER["n_routed_experts"] and dense >= main + mtp
 
 
 def _rope_fields(path: Path, fields: dict[str, Any]) -> dict[str, Any]:

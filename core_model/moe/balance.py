@@ -30,11 +30,10 @@ class _CompiledSequenceLoss(torch.autograd.Function):
     def forward(ctx: Any, scores_TE: Tensor, top_k: int, sequences: int, real_BT: Tensor | None) -> Tensor:
         scores_BTE = training.plain(scores_TE).unflatten(0, (sequences, -1))
         dscores = torch.empty_like(scores_BTE) if ctx.needs_input_grad[0] else None
-        if real_BT is not None:
-            real_BT = training.plain(real_BT.to(scores_TE.device, torch.bool).expand(scores_BTE.shape[:2]))
+        real_BT = None if real_BT is None else training.plain(real_BT)
         loss = training.sequence_balance(scores_BTE, top_k, real_BT, dscores)
         ctx.save_for_backward(None if dscores is None else dscores.flatten(0, 1))
-        return scores_TE.new_tensor(loss)
+        return torch.tensor(loss, dtype=torch.float32, device=scores_TE.device)
 
     @staticmethod
     @differentiable_once
@@ -49,6 +48,8 @@ def sequence_balance_loss(scores_TE: Tensor, top_k: int, sequences: int, real_BT
     f_i counts the unbiased top-k of each token (times E / (K T)); P_i is the mean normalised score. The gradient
     flows through P alone. Tokens that are padding (`real_BT` False) belong to no sequence.
     """
+    if real_BT is not None:
+        real_BT = real_BT.to(scores_TE.device, torch.bool).expand(sequences, len(scores_TE) // sequences)
     if training.serves_scores(scores_TE, top_k):
         return _CompiledSequenceLoss.apply(scores_TE, top_k, sequences, real_BT)
     scores_BTE = scores_TE.unflatten(0, (sequences, -1))

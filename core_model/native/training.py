@@ -1,4 +1,4 @@
-"""What training on CPU calls of compiled code (train.cpp), over tensors; whole layers are in layer.py.
+"""What training on CPU calls of compiled code (train.cpp), over tensors; whole layers are in decoder.py.
 
 In fp32 it serves processors with AVX2; in bf16 those with AVX-512 BF16 and without AMX, whose products PyTorch does
 faster. Everything else takes PyTorch's operations.
@@ -42,7 +42,7 @@ def compiled(dtype: torch.dtype) -> bool:
     """Whether there is code for products of this dtype, and nobody wants them in another or sees every operation."""
     if reason_against(dtype) is not None or native.library("train") is None:
         return False
-    # A counter of FLOPs, say; or vmap, whose tensors stand for many.
+    # A counter of FLOPs, say; or vmap, whose tensors have no address.
     if _get_current_dispatch_mode() is not None or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     return dtype != torch.float32 or not torch.is_autocast_enabled("cpu")
@@ -55,10 +55,7 @@ def serves(x: Tensor, weight: Tensor) -> bool:
         and type(x) is Tensor
         and x.device.type == "cpu"
         and x.numel() > 0
-        and type(weight) in (Tensor, nn.Parameter)
-        and weight.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and weight.is_contiguous()
+        and _is_stored(weight)
         and x.shape[-1] == weight.shape[-1]
         and not weight.shape[-1] % LANES
         and compiled(x.dtype)
@@ -70,10 +67,20 @@ def serves_loss(hidden_ND: Tensor, weight_WD: Tensor) -> bool:
     vocabulary, dim = weight_WD.shape
     return (
         hidden_ND.device.type == "cpu"
-        and weight_WD.dtype == torch.float32
-        and weight_WD.is_contiguous()
+        and _is_stored(weight_WD)
         and not (vocabulary % LANES or dim % LANES or vocabulary > MOST_VOCABULARY)
         and compiled(hidden_ND.dtype)
+    )
+
+
+def _is_stored(weight: Tensor) -> bool:
+    """Whether its numbers lie in memory as fp32, row after row."""
+    return (
+        type(weight) in (Tensor, nn.Parameter)
+        and weight.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and weight.is_contiguous()
+        and not (weight.is_neg() or weight._is_zerotensor())
     )
 
 
@@ -108,7 +115,7 @@ def cross_entropy(
         raise IndexError(
             f"labels reach from {int(labels_N.min())} to {int(labels_N.max())}, tokens from 0 to {vocabulary - 1}"
         )
-    hidden, labels = plain(hidden_ND), labels_N.to(torch.int64).contiguous()
+    hidden, labels = plain(hidden_ND), plain(labels_N.to(torch.int64))
     return library().trivium_cross_entropy(
         KINDS[hidden.dtype], address(hidden), address(weight_WD), address(labels), len(labels),
         dim, vocabulary, torch.get_num_threads(), address(dhidden), address(dweight),

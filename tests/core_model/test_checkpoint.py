@@ -96,6 +96,26 @@ def test_a_round_trip_is_bit_exact(overrides, tmp_path):
     assert torch.equal(loaded.eval()(tokens).logits, model(tokens).logits)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"first_k_dense_replace": 1},
+        {"n_group": 2, "topk_group": 1},
+        {"num_experts_per_tok": 2},
+        {"num_hidden_layers": 9},
+    ],
+)
+def test_a_dense_model_stays_dense_whatever_is_replaced(overrides, tmp_path):
+    random_model(tiny_config(n_routed_experts=None)).save_pretrained(tmp_path / "model")
+    assert read_config(tmp_path / "model", overrides).n_routed_experts is None
+    assert read_config(tmp_path / "model", {"n_routed_experts": 8, **overrides}).n_routed_experts == 8
+
+
+def test_a_field_that_does_not_fit_may_be_replaced(copy):
+    change_config(copy, scoring_func="softmax", n_group=3)
+    assert read_config(copy, {"scoring_func": "sigmoid", "n_group": 4}).n_group == 4
+
+
 def test_names_on_disk_are_the_published_ones(saved):
     assert set(load_file(saved / "model.safetensors")) == published_names()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -155,7 +157,9 @@ def test_labels_of_any_integer_type():
 
 def test_balance_loss_of_unusual_arguments():
     scores = torch.rand(6, 4)
-    assert sequence_balance_loss(scores, 9, 2).isfinite()  # more experts than there are, as operations take it
+    with operations():
+        expected = sequence_balance_loss(scores, 9, 2)
+    assert torch.equal(sequence_balance_loss(scores, 9, 2), expected)  # more experts than there are
     real = torch.tensor([[True, True, False]])  # of all sequences alike
     torch.testing.assert_close(
         sequence_balance_loss(scores, 2, 2, real), sequence_balance_loss(scores, 2, 2, real.expand(2, 3).clone())
@@ -187,3 +191,34 @@ def test_compilers_and_transforms_take_operations():
     embedding, ids = Embedding(80, 16), torch.tensor([[1, 2], [3, 1]])
     assert torch.equal(torch.vmap(embedding)(ids), embedding(ids))
     assert torch.equal(torch.compile(embedding, backend="eager", fullgraph=True)(ids), embedding(ids))
+
+
+PARTS = {
+    "ChunkedCrossEntropy": lambda x: cross_entropy_sum(x, torch.randn(48, 32), torch.arange(4)),
+    "SequenceLoss": lambda x: sequence_balance_loss(x.sigmoid(), 2, 2),
+    "RMSNorm": lambda x: RMSNorm(32, 1e-6)(x).square().sum(),
+    "Embedding": lambda x: torch.func.functional_call(Embedding(4, 32), {"weight": x}, torch.arange(4)).square().sum(),
+}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("part", PARTS)
+def test_gradients_of_gradients_are_refused_by(part, compiled):
+    x = torch.randn(4, 32, requires_grad=True)
+    with nullcontext() if compiled else operations():
+        value = PARTS[part](x)
+        if not compiled and part in ("SequenceLoss", "Embedding"):  # torch's own operations
+            assert torch.autograd.grad(value, x, create_graph=True)[0].requires_grad
+            return
+        with pytest.raises(RuntimeError, match=f"{part}(Function)? has no gradients of gradients"):
+            torch.autograd.grad(value, x, create_graph=True)
+
+
+def test_losses_of_tensors_that_only_say_that_they_are_negated():
+    x, weight, labels = torch.randn(4, 32), torch.randn(48, 32), torch.arange(4)
+    expected = cross_entropy_sum(-x, weight, labels)
+    torch.testing.assert_close(cross_entropy_sum(torch._neg_view(x), weight, labels), expected)
+    torch.testing.assert_close(cross_entropy_sum(x, torch._neg_view(weight), labels), expected)
+    scores = torch.rand(6, 4)
+    expected = sequence_balance_loss(scores, 2, 2)
+    torch.testing.assert_close(sequence_balance_loss(torch._neg_view(-scores), 2, 2), expected)

@@ -347,11 +347,14 @@ def test_one_of_two_weights_over_the_same_states_is_frozen(part):
 @pytest.mark.parametrize("compiled", [True, False])
 def test_gradients_of_gradients_are_refused(compiled):
     model, tokens = training_model(torch.float32), random_tokens(2, 30, vocabulary=48)
+    weight = model.model.embed_tokens.weight
     with nullcontext() if compiled else operations():
-        loss = model(tokens, labels=tokens).loss
-        (gradient,) = torch.autograd.grad(loss, model.model.embed_tokens.weight, create_graph=True)
-        with pytest.raises(RuntimeError, match="no gradients of gradients"):
-            (loss + gradient.square().sum()).backward()
+        with pytest.raises(RuntimeError, match="no gradients of gradients: create_graph must be False"):
+            torch.autograd.grad(model(tokens, labels=tokens).loss, weight, create_graph=True)
+        x = model.model.embed(tokens)
+        context = model.model.attention_context((2, 30), None, None, None)
+        with pytest.raises(RuntimeError, match="LayerFunction has no" if compiled else "LoopedExperts has no"):
+            torch.autograd.grad(model.model.layers[1](x, context)[0].sum(), weight, create_graph=True)
 
 
 @both
