@@ -89,7 +89,7 @@ def served(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> dic
     if not all(_plain(module) for part in parts for module in part.modules()):
         return None
     weights = _weights(layer)
-    if not all(type(w) is nn.Parameter and w.dtype == torch.float32 and w.is_contiguous() for w in weights.values()):
+    if not all(type(w) is nn.Parameter and training.is_stored(w) for w in weights.values()):
         return None
     attention = layer.self_attn
     widths = [size for w in weights.values() for size in w.shape[-2:] if w is not weights.get("router")]

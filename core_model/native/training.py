@@ -55,7 +55,7 @@ def serves(x: Tensor, weight: Tensor) -> bool:
         and type(x) is Tensor
         and x.device.type == "cpu"
         and x.numel() > 0
-        and _is_stored(weight)
+        and is_stored(weight)
         and x.shape[-1] == weight.shape[-1]
         and not weight.shape[-1] % LANES
         and compiled(x.dtype)
@@ -67,13 +67,13 @@ def serves_loss(hidden_ND: Tensor, weight_WD: Tensor) -> bool:
     vocabulary, dim = weight_WD.shape
     return (
         hidden_ND.device.type == "cpu"
-        and _is_stored(weight_WD)
+        and is_stored(weight_WD)
         and not (vocabulary % LANES or dim % LANES or vocabulary > MOST_VOCABULARY)
         and compiled(hidden_ND.dtype)
     )
 
 
-def _is_stored(weight: Tensor) -> bool:
+def is_stored(weight: Tensor) -> bool:
     """Whether its numbers lie in memory as fp32, row after row."""
     return (
         type(weight) in (Tensor, nn.Parameter)
