@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import BenchmarkRow, compare
+from benchmarks.measure import BenchmarkRow, Comparison, compare
 from benchmarks.train_step import PEER_FAULTS, gemm_rate
 from core_model.attention_kernels import GatheredDocuments, Kernel, kernel_for, scaled_dot_product
 from core_model.documents import Documents, find_documents
@@ -35,27 +35,26 @@ def run() -> Iterator[BenchmarkRow]:
         qkv, grad = _draw(batch, length, heads, width, value)
         name = f"batch {batch}, length {length}, {heads} heads, qk {width}, v {value}"
         ours, plain = _ours(qkv, grad), _plain(qkv, grad, None)
-        yield compare(name, "k tokens/s", batch * length / 1000, ours, plain, "SDPA, values unpadded")
+        yield compare(Comparison(name, "k tokens/s", batch * length / 1000, "SDPA, values unpadded"), ours, plain)
 
 
 def accelerator_rows() -> Iterator[BenchmarkRow]:
     """Whole rows; a pack against SDPA under a mask, which is what transformers makes of one, and against batches."""
     device, heads, widths = training_device(), V3["heads"], (V3["width"], V3["value"])
-    settings = {"repetitions": REPETITIONS, "wait": functools.partial(wait_for, device), "faults": PEER_FAULTS}
+    wait = functools.partial(wait_for, device)
+    in_turn = functools.partial(compare, repetitions=REPETITIONS, wait=wait, faults=PEER_FAULTS)
     sizes = f"{heads} heads, qk {widths[0]}, v {widths[1]}"
     rate = gemm_rate(torch.bfloat16)
     qkv, grad = _draw(1, LENGTH, heads, *widths)
     kernel = kernel_for(device, torch.bfloat16, *widths, None)
-    yield compare(
+    whole = Comparison(
         f"whole row of {LENGTH}, {sizes}: {kernel.name}",
         "k tokens/s",
         LENGTH / 1000,
-        _ours(qkv, grad),
-        _plain(qkv, grad, None),
         "SDPA, values unpadded",
         limit=rate * LENGTH / _flops((LENGTH,)) / 1000,
-        **settings,  # type: ignore[arg-type]
     )
+    yield in_turn(whole, _ours(qkv, grad), _plain(qkv, grad, None))
     positions = torch.cat([torch.arange(length) for length in DOCUMENTS]).unsqueeze(0).to(device)
     total = sum(DOCUMENTS)
     documents = find_documents(positions, None, (1, total))
@@ -65,16 +64,14 @@ def accelerator_rows() -> Iterator[BenchmarkRow]:
     gathered = GatheredDocuments(documents)
     peers = {"SDPA under a mask": _plain(qkv, grad, _mask(documents)), gathered.name: _through(gathered, qkv, grad)}
     for name, peer in peers.items():
-        yield compare(
+        packed = Comparison(
             f"{len(DOCUMENTS)} documents in {total}, {sizes}: {kernel.name}",
             "k tokens/s",
             total / 1000,
-            _through(kernel, qkv, grad),
-            peer,
             name,
             limit=rate * total / _flops(DOCUMENTS) / 1000,
-            **settings,  # type: ignore[arg-type]
         )
+        yield in_turn(packed, _through(kernel, qkv, grad), peer)
 
 
 def _draw(batch: int, length: int, heads: int, width: int, value: int) -> tuple[Inputs, Tensor]:

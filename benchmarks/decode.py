@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import BenchmarkRow, compare
+from benchmarks.measure import BenchmarkRow, Comparison, compare
 from benchmarks.train_step import WIDER
 from core_model import V3Config, V3ForCausalLM
 from core_model.checkpoint.config_file import disk_config
@@ -67,14 +67,16 @@ def row(case: Case, work: int) -> BenchmarkRow:
     my_name, mine = _best(ours)
     their_name, theirs = _best(_peers(model, ids, case.new))
     return compare(
-        f"{case.name}, {case.batch} x {case.prompt} and {case.new} new, {my_name}",
-        "tokens/s",
-        work,
+        Comparison(
+            f"{case.name}, {case.batch} x {case.prompt} and {case.new} new, {my_name}",
+            "tokens/s",
+            work,
+            f"transformers generate, {their_name}",
+            target=case.target,
+        ),
         mine,
         theirs,
-        f"transformers generate, {their_name}",
         repetitions=case.repetitions,
-        target=case.target,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from benchmarks.measure import BenchmarkRow, compare
+from benchmarks.measure import BenchmarkRow, Comparison, compare
 from benchmarks.train_step import SHORT, WIDER, gemm_rate
 from core_model import V3Config
 from core_model.checkpoint.config_file import disk_config
@@ -46,13 +46,15 @@ def run() -> Iterator[BenchmarkRow]:
         flops = 3 * 2 * 3 * config.hidden_size * config.moe_intermediate_size * config.num_experts_per_tok
         for implementation in ("eager", "grouped_mm"):
             yield compare(
-                f"{case.name}, {case.tokens} tokens",
-                "tokens/s",
-                case.tokens,
+                Comparison(
+                    f"{case.name}, {case.tokens} tokens",
+                    "tokens/s",
+                    case.tokens,
+                    f"transformers DeepseekV3Experts, {SHORT[dtype]}, {implementation}",
+                    limit=rate / flops,
+                ),
                 *_sides(config, case.tokens, implementation, dtype),
-                f"transformers DeepseekV3Experts, {SHORT[dtype]}, {implementation}",
                 repetitions=7,
-                limit=rate / flops,
                 wait=functools.partial(wait_for, training_device()),
             )
 

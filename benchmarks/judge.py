@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.judge_programs import CALL_PROBLEMS, STDIN_PROBLEMS, ContestProblem
-from benchmarks.measure import BenchmarkRow, compare
+from benchmarks.measure import BenchmarkRow, Comparison, compare
 from core_model.errors import InputError
 
 PEER, VERSION = "nvidia-livecodebench", "26.3"
@@ -126,14 +126,16 @@ def measure() -> Iterator[BenchmarkRow]:
             if "torch" in sys.modules:
                 raise RuntimeError("torch is loaded: the peer's forks would copy its pages")
             yield compare(
-                f"{setting.name}, {setting.tests} tests a problem, {setting.cases} programs, {isolation}",
-                "verdicts/s",
-                len(cases),
+                Comparison(
+                    f"{setting.name}, {setting.tests} tests a problem, {setting.cases} programs, {isolation}",
+                    "verdicts/s",
+                    len(cases),
+                    f"{PEER} {VERSION}, {WORKERS} processes, no isolation",
+                    target=setting.target,
+                ),
                 lambda cases=cases: strict.judge_many(cases),  # type: ignore[misc]
                 peer,
-                f"{PEER} {VERSION}, {WORKERS} processes, no isolation",
                 repetitions=7,
-                target=setting.target,
             )
 
 

@@ -11,7 +11,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 RESAMPLES = 1000
 
@@ -20,6 +20,23 @@ Program = Callable[[], object]
 
 def nothing() -> None:
     """The wait of a program that is done when it returns."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What is known of a row before its programs have run.
+
+    work: units done by one run of either, so that rates are work / seconds.
+    limit: the physical limit in the same unit, measured in the same process.
+    target: the ratio that is aimed at.
+    """
+
+    case: str
+    unit: str
+    work: float
+    peer_name: str
+    limit: float | None = None
+    target: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,24 +98,17 @@ def alone(
 
 
 def compare(
-    case: str,
-    unit: str,
-    work: float,
+    comparison: Comparison,
     ours: Program,
     peer: Program,
-    peer_name: str,
     *,
     repetitions: int = 9,
-    limit: float | None = None,
-    target: float | None = None,
     wait: Callable[[], None] = nothing,
     faults: tuple[type[Exception], ...] = (),
 ) -> BenchmarkRow:
     """Run both in turn and compare.
 
     Args:
-        work: units done by one run of either, so that rates are work / seconds.
-        limit: the physical limit in the same unit, measured in the same process.
         wait: returns when all is done that the programs have launched.
         faults: with which a peer may end; our figure then stands without it.
     """
@@ -106,21 +116,11 @@ def compare(
         mine, theirs = interleaved(ours, peer, repetitions, wait)
     except faults as error:
         mine, theirs = [seconds_of(ours, wait) for _ in range(repetitions)], []
-        peer_name = f"{peer_name}: {type(error).__name__}"
-    return row_of(case, unit, work, mine, theirs, peer_name, limit=limit, target=target)
+        comparison = replace(comparison, peer_name=f"{comparison.peer_name}: {type(error).__name__}")
+    return row_of(comparison, mine, theirs)
 
 
-def row_of(
-    case: str,
-    unit: str,
-    work: float,
-    mine: list[float],
-    theirs: list[float],
-    peer_name: str,
-    *,
-    limit: float | None = None,
-    target: float | None = None,
-) -> BenchmarkRow:
+def row_of(comparison: Comparison, mine: list[float], theirs: list[float]) -> BenchmarkRow:
     """The row of both programs' seconds; `theirs` is empty where the peer did not run."""
     ratios: list[float] = []
     if theirs:
@@ -130,14 +130,14 @@ def row_of(
             for _ in range(RESAMPLES)
         )
     return BenchmarkRow(
-        case=case,
-        unit=unit,
-        ours=work / statistics.median(mine),
-        peer=work / statistics.median(theirs) if theirs else None,
-        peer_name=peer_name,
-        limit=limit,
+        case=comparison.case,
+        unit=comparison.unit,
+        ours=comparison.work / statistics.median(mine),
+        peer=comparison.work / statistics.median(theirs) if theirs else None,
+        peer_name=comparison.peer_name,
+        limit=comparison.limit,
         ratio=statistics.median(theirs) / statistics.median(mine) if theirs else None,
         ratio_low=ratios[int(0.025 * RESAMPLES)] if theirs else None,
         ratio_high=ratios[int(0.975 * RESAMPLES)] if theirs else None,
-        target=target,
+        target=comparison.target,
     )

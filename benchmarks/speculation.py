@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measure import BenchmarkRow, compare
+from benchmarks.measure import BenchmarkRow, Comparison, compare
 from core_model import V3ForCausalLM
 from core_model.errors import InputError
 from core_model.generation import Engine, SamplingParams
@@ -55,12 +55,14 @@ def _case(model: V3ForCausalLM, prompts: list[list[int]], temperature: float, dr
     report = drafting.speculation
     accepted = ", ".join(f"{100 * share:.0f} %" for share in report.acceptance)
     return compare(
-        f"batch {len(prompts)}, temperature {temperature:g}, {drafts} drafts: accepted {accepted};"
-        f" {report.tokens_per_pass:.2f} tokens a pass",
-        "tokens/s",
-        tokens,
+        Comparison(
+            f"batch {len(prompts)}, temperature {temperature:g}, {drafts} drafts: accepted {accepted};"
+            f" {report.tokens_per_pass:.2f} tokens a pass",
+            "tokens/s",
+            tokens,
+            "without drafts",
+        ),
         lambda: drafting.generate(prompts, params(drafts)),
         lambda: plain.generate(prompts, params(0)),
-        "without drafts",
         repetitions=5,
     )

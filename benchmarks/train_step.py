@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import BenchmarkRow, Program, alone, compare, row_of, seconds_of
+from benchmarks.measure import BenchmarkRow, Comparison, Program, alone, compare, row_of, seconds_of
 from core_model import V3Config, V3ForCausalLM
 from core_model.accounting import flops_per_token
 from core_model.checkpoint.config_file import disk_config
@@ -119,15 +119,17 @@ def run() -> Iterator[BenchmarkRow]:
         ours = _ours(case.config, ids, dtype)
         for precision in case.peers if dtype == torch.bfloat16 else ("fp32",):
             yield compare(
-                f"{case.name}, {case.batch} x {case.length}, ours {SHORT[dtype]}, peer {precision}",
-                "tokens/s",
-                ids.numel(),
+                Comparison(
+                    f"{case.name}, {case.batch} x {case.length}, ours {SHORT[dtype]}, peer {precision}",
+                    "tokens/s",
+                    ids.numel(),
+                    PEER,
+                    limit=limit,
+                    target=2.5,
+                ),
                 ours,
                 _peer(case.config, ids, precision),
-                PEER,
                 repetitions=case.repetitions,
-                limit=limit,
-                target=2.5,
             )
 
 
@@ -148,7 +150,7 @@ def one_by_one(case: Case) -> Iterator[BenchmarkRow]:
         except PEER_FAULTS as error:
             theirs, name = [], f"{name}: {type(error).__name__}"
         what = f"{case.name}, {case.batch} x {case.length}, ours bf16 over fp32 weights"
-        row = row_of(what, "tokens/s", ids.numel(), mine, theirs, name, limit=rate / flops)
+        row = row_of(Comparison(what, "tokens/s", ids.numel(), name, limit=rate / flops), mine, theirs)
         yield row
         if peak is not None:
             yield in_shares(row, flops, peak)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from benchmarks import __main__ as command
 from benchmarks import attention, train_step
-from benchmarks.measure import BenchmarkRow, alone, compare, interleaved, row_of, seconds_of
+from benchmarks.measure import BenchmarkRow, Comparison, alone, compare, interleaved, row_of, seconds_of
 from benchmarks.train_step import Case, accelerator_cases, in_shares, one_by_one
 from core_model import V3Config, attention_kernels
 from core_model.accounting import flops_per_token, parameters
@@ -57,7 +57,7 @@ def test_a_program_alone_is_gone_before_the_memory_is_released():
 
 
 def test_a_peer_that_failed_leaves_our_figure(tmp_path, monkeypatch, capsys):
-    row = row_of("a case", "tokens/s", 100, [0.5, 0.4, 0.6], [], "peer: OutOfMemoryError", limit=400.0)
+    row = row_of(Comparison("a case", "tokens/s", 100, "peer: OutOfMemoryError", limit=400.0), [0.5, 0.4, 0.6], [])
     assert (row.ours, row.peer, row.ratio, row.ratio_low) == (200.0, None, None, None)
 
     def rows():
@@ -77,15 +77,16 @@ def test_a_peer_that_fails_in_turn_leaves_our_figure_and_ours_may_not_fail():
     def fails() -> None:
         raise NotImplementedError
 
-    row = compare("a case", "runs", 1, lambda: None, fails, "peer", repetitions=2, faults=(NotImplementedError,))
+    runs = Comparison("a case", "runs", 1, "peer")
+    row = compare(runs, lambda: None, fails, repetitions=2, faults=(NotImplementedError,))
     assert row.ours > 0 and row.peer is None and row.peer_name == "peer: NotImplementedError"
     for ours, faults in ((lambda: None, ()), (fails, (NotImplementedError,))):
         with pytest.raises(NotImplementedError):
-            compare("a case", "runs", 1, ours, fails, "peer", faults=faults)
+            compare(runs, ours, fails, faults=faults)
 
 
 def test_shares_are_rates_times_work_over_the_peak():
-    row = row_of("a case", "tokens/s", 100, [0.5] * 3, [1.0] * 3, "peer", limit=800.0)
+    row = row_of(Comparison("a case", "tokens/s", 100, "peer", limit=800.0), [0.5] * 3, [1.0] * 3)
     shares = in_shares(row, flops=2e9, peak=1e12)
     assert (shares.ours, shares.peer, shares.limit) == (0.4, 0.2, 1.6)
     assert shares.unit == "share of 1 TFLOP/s" and shares.ratio == row.ratio == 2.0
