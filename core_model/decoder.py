@@ -28,9 +28,9 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Routing | None]:
-        weights = compiled.served(self, x_BTD, context)
-        if weights is not None:
-            y_BTD, routing = compiled.run(self, weights, x_BTD, context)
+        parts = compiled.served(self, x_BTD, context)
+        if parts is not None:
+            y_BTD, routing = compiled.run(parts, x_BTD, context)
             return y_BTD, None if routing is None else Routing(*routing)
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), context)
         normed_BTD = self.post_attention_layernorm(x_BTD)

@@ -121,7 +121,7 @@ class V3GRPOTrainer(RunCheckpoints, GRPOTrainer):
     def end_step(self) -> None:
         """After the optimiser's step, before logging and saving."""
         self._record("seconds/step", time.monotonic() - self._step_started)
-        update_routing_bias(self.policy.model, self.bias_speed)
+        update_routing_bias(self.policy.model.model.routers(), self.bias_speed)
         shown = {"reward": "reward/mean", "tokens": "tokens/mean"}
         latest = {name: self._metrics["train"][key][-1] for name, key in shown.items() if self._metrics["train"][key]}
         self._bar.advance(1, **latest)

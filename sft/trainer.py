@@ -122,7 +122,7 @@ class V3SFTTrainer(RunCheckpoints, SFTTrainer):
             for name, router in router_statistics(self.v3).items():
                 layer = f"router/layer_{name.split('.')[2]}"
                 self.router_line |= {f"{layer}/{key}": value for key, value in router.metrics().items()}
-        update_routing_bias(self.v3, self.recipe.bias_speed)
+        update_routing_bias(self.v3.model.routers(), self.recipe.bias_speed)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Write a training line to the run. The Trainer's closing summary, with its timings, is left out."""

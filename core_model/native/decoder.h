@@ -39,10 +39,10 @@ struct Sequences {
 
 // What backward needs of forward, numbers of the kind unless said otherwise.
 struct Kept {
-  void *latents, *q, *k, *v, *out, *after, *inner, *expert_inner;  // [X, Q+C+R], [X, H, N+R] twice, [X, H, V] twice,
-                                                                   // [X, D], [X, 2F], [X * K + E, 2F]
-  float* lse;              // [X, H]
-  int64_t* indices;        // [X, K]
+  void *latents, *q, *k, *v, *out, *after, *inner;  // [X, Q+C+R], [X, H, N+R] twice, [X, H, V] twice, [X, D], [X, 2F]
+  float* lse;               // [X, H]
+  void* expert_inner;       // [X * K + E, 2F]
+  int64_t* indices;         // [X, K]
   float *weights, *scores;  // [X, K], [X, E]
 };
 

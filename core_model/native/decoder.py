@@ -7,33 +7,22 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from core_model.attention import AttentionContext, MultiHeadLatentAttention
+from core_model.attention import AttentionContext
 from core_model.autograd import differentiable_once
-from core_model.moe import MLP, MoE
-from core_model.moe.experts import Experts
-from core_model.moe.gate import Gate
+from core_model.moe import MoE
 from core_model.native import training
+from core_model.native.parts import LayerWeights, Parts, all_watched, parts_of
 from core_model.native.router import Router
-from core_model.native.training import KINDS, LANES, address, plain
-from core_model.norm import RMSNorm
-from core_model.precision import Linear
+from core_model.native.training import KINDS, address, plain
 from core_model.recompute import drops_derived
 
 if TYPE_CHECKING:
     from core_model.decoder import DecoderLayer
-
-PARTS = (MultiHeadLatentAttention, RMSNorm, Linear, MLP, MoE, Gate, Experts)  # what compiled code stands in for
-
-WEIGHTS = (
-    "attention_norm", "q_a", "q_norm", "q_b", "kv_a", "kv_norm", "kv_b", "o",
-    "mlp_norm", "gate", "up", "down", "router", "expert_gate_up", "expert_down",
-)  # fmt: skip
-KEPT = ("latents", "q", "k", "v", "out", "after", "inner", "expert_inner", "lse", "indices", "weights", "scores")
 
 
 class Shape(ctypes.Structure):
@@ -52,7 +41,7 @@ class Shape(ctypes.Structure):
 class Weights(ctypes.Structure):
     """As in decoder.h: weights or gradients."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in WEIGHTS]
+    _fields_ = [(name, ctypes.c_void_p) for name in LayerWeights._fields]
 
 
 class Sequences(ctypes.Structure):
@@ -67,92 +56,59 @@ class Sequences(ctypes.Structure):
     ]
 
 
+class LayerKept(NamedTuple):
+    """As in decoder.h, whose `Kept` are the addresses; the last four are None in a dense layer."""
+
+    latents: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    after: Tensor
+    inner: Tensor
+    lse: Tensor
+    expert_inner: Tensor | None = None
+    indices: Tensor | None = None
+    weights: Tensor | None = None
+    scores: Tensor | None = None
+
+
 class Kept(ctypes.Structure):
     """As in decoder.h."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in KEPT]
+    _fields_ = [(name, ctypes.c_void_p) for name in LayerKept._fields]
 
 
-def served(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> dict[str, nn.Parameter] | None:
-    """The layer's weights by their names in decoder.h where compiled code runs it, else None.
+def served(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> Parts | None:
+    """The layer's parts where compiled code runs it, else None.
 
     It does with fp32 or bf16 states over fp32 weights, whole sequences, widths that fit, as many heads as threads,
     nothing left out of what backward keeps, no rank cap, and no part of the layer replaced or watched.
     """
     if type(x_BTD) is not Tensor or x_BTD.device.type != "cpu" or not x_BTD.numel():
         return None
-    if isinstance(layer.mlp, MoE) and layer.mlp.is_capped:
+    if context.cache is not None or drops_derived() or not training.compiled(x_BTD.dtype) or all_watched():
         return None
-    if context.cache is not None or drops_derived() or not training.compiled(x_BTD.dtype) or _all_watched():
+    parts = parts_of(layer)
+    if parts is None or x_BTD.shape[-1] != parts.dim or (isinstance(parts.mlp, MoE) and parts.mlp.is_capped):
         return None
-    parts = (layer.input_layernorm, layer.self_attn, layer.post_attention_layernorm, layer.mlp)
-    if not all(_plain(module) for part in parts for module in part.modules()):
-        return None
-    weights = _weights(layer)
-    if not all(type(w) is nn.Parameter and training.is_stored(w) for w in weights.values()):
-        return None
-    attention = layer.self_attn
-    widths = [size for w in weights.values() for size in w.shape[-2:] if w is not weights.get("router")]
     sequences = len(x_BTD) if context.documents is None else len(context.documents.end_N)
-    widths += [attention.nope, attention.rope, attention.value, attention.latent]
-    fits = all(width and width % LANES == 0 for width in widths)
-    return weights if fits and sequences * attention.heads >= torch.get_num_threads() else None
+    return parts if sequences * parts.attention.heads >= torch.get_num_threads() else None
 
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def _plain(module: nn.Module) -> bool:
-    """Neither replaced (by an adapter, say, or another `forward` of its own) nor watched."""
-    if type(module) not in PARTS or "forward" in vars(module):
-        return False
-    return not any(getattr(module, hooks) for hooks in HOOKS)
-
-
-def _all_watched() -> bool:
-    """Whether there are hooks of all modules."""
-    return any(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
-
-
-def run(
-    layer: DecoderLayer, weights: dict[str, nn.Parameter], x_BTD: Tensor, context: AttentionContext
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+def run(parts: Parts, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
     """[B, T, D] -> [B, T, D], and indices [X, K], weights [X, K] and scores [X, E] of a layer with experts.
 
-    weights: what `served` has found.
+    parts: what `served` has found.
     """
-    shape = _shape(layer, weights, x_BTD)
-    outs = _LayerFunction.apply(x_BTD, shape, _bias(layer), _Order(x_BTD, context), tuple(weights), *weights.values())
-    return (outs[0], outs[1:]) if shape.router.experts else (outs, None)
+    bias = None if parts.gate is None else parts.gate.e_score_correction_bias
+    shape = _shape(parts, x_BTD, bias)
+    outs = _LayerFunction.apply(x_BTD, shape, bias, _Order(x_BTD, context), *parts.weights)
+    return (outs, None) if bias is None else (outs[0], outs[1:])
 
 
-def _weights(layer: DecoderLayer) -> dict[str, nn.Parameter]:
-    """The layer's parameters by their names in decoder.h."""
-    attention, mlp = cast(Any, layer.self_attn), cast(Any, layer.mlp)
-    routed = hasattr(mlp, "experts")
-    dense = mlp.shared_experts if routed else mlp
-    found = {"attention_norm": layer.input_layernorm, "kv_a": attention.kv_a_proj_with_mqa}
-    found |= {"kv_norm": attention.kv_a_layernorm, "kv_b": attention.kv_b_proj, "o": attention.o_proj}
-    if hasattr(attention, "q_proj"):
-        found["q_b"] = attention.q_proj
-    else:
-        found |= {"q_a": attention.q_a_proj, "q_norm": attention.q_a_layernorm, "q_b": attention.q_b_proj}
-    found |= {"mlp_norm": layer.post_attention_layernorm}
-    found |= {"gate": dense.gate_proj, "up": dense.up_proj, "down": dense.down_proj}
-    weights = {name: cast(nn.Parameter, module.weight) for name, module in found.items()}
-    if routed:
-        weights["router"] = mlp.gate.weight
-        weights |= {"expert_gate_up": mlp.experts.gate_up_proj, "expert_down": mlp.experts.down_proj}
-    return weights
-
-
-def _bias(layer: DecoderLayer) -> Tensor | None:
-    gate = getattr(layer.mlp, "gate", None)
-    return None if gate is None else gate.e_score_correction_bias
-
-
-def _shape(layer: DecoderLayer, weights: dict[str, nn.Parameter], x_BTD: Tensor) -> Shape:
-    attention, gate = layer.self_attn, getattr(layer.mlp, "gate", None)
+def _shape(parts: Parts, x_BTD: Tensor, bias: Tensor | None) -> Shape:
+    attention, weights = parts.attention, parts.weights
     return Shape(
         tokens=x_BTD.shape[0] * x_BTD.shape[1],
         dim=x_BTD.shape[2],
@@ -161,89 +117,77 @@ def _shape(layer: DecoderLayer, weights: dict[str, nn.Parameter], x_BTD: Tensor)
         rope=attention.rope,
         value=attention.value,
         latent=attention.latent,
-        query=weights["q_a"].shape[0] if "q_a" in weights else 0,
-        width=weights["down"].shape[1],
-        expert_width=weights["expert_down"].shape[2] if gate is not None else 0,
-        eps=layer.input_layernorm.eps,
+        query=0 if weights.q_a is None else weights.q_a.shape[0],
+        width=weights.down.shape[1],
+        expert_width=0 if weights.expert_down is None else weights.expert_down.shape[2],
+        eps=parts.norm.eps,
         scale=attention.scale,
-        router=Router() if gate is None else Router.of(gate, gate.e_score_correction_bias.data_ptr()),
+        router=Router() if parts.gate is None else Router.of(parts.gate, cast(Tensor, bias).data_ptr()),
         threads=torch.get_num_threads(),
     )
 
 
+@functools.lru_cache(maxsize=8)
+def _whole_rows(batch: int, length: int) -> tuple[Tensor, Tensor]:
+    """Tokens in order, and the rows' ends."""
+    tokens = functools.partial(torch.arange, dtype=torch.int32, device="cpu")
+    return tokens(batch * length), tokens(length, batch * length + 1, length)
+
+
 class _Order:
-    """Documents as runs of tokens, and the rotations: tensors that stay alive with it."""
+    """Documents as runs of tokens, and the rotations: addresses, and tensors that stay alive with them."""
 
     def __init__(self, x_BTD: Tensor, context: AttentionContext) -> None:
-        batch, length, _ = x_BTD.shape
         if context.documents is None:
-            tokens = functools.partial(torch.arange, dtype=torch.int32, device=x_BTD.device)
-            self.token_X, self.end_N = tokens(batch * length), tokens(length, batch * length + 1, length)
+            token_X, end_N = _whole_rows(x_BTD.shape[0], x_BTD.shape[1])
         else:
-            self.token_X, self.end_N = context.documents.token_X, context.documents.end_N
-        self.rotations = torch.view_as_real(context.rotations).flatten(0, 1).contiguous()
-
-    def covers(self, tokens: int) -> bool:
-        """Whether each of them is in a document."""
-        return len(self.token_X) == tokens
-
-    def struct(self) -> Sequences:
-        return Sequences(
-            self.token_X.data_ptr(),
-            self.end_N.data_ptr(),
-            len(self.end_N),
-            self.rotations.data_ptr(),
-            len(self.rotations),
-        )
+            token_X, end_N = context.documents.token_X, context.documents.end_N
+        rotations = torch.view_as_real(context.rotations).flatten(0, 1).contiguous()
+        self.tokens = len(token_X)  # that are in a document
+        self.struct = Sequences(token_X.data_ptr(), end_N.data_ptr(), len(end_N), rotations.data_ptr(), len(rotations))
+        self._alive = (token_X, end_N, rotations)
 
 
 class _LayerFunction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        x_BTD: Tensor,
-        shape: Shape,
-        bias: Tensor | None,
-        order: _Order,
-        names: tuple[str, ...],
-        *weights: Tensor,
+        ctx: Any, x_BTD: Tensor, shape: Shape, bias: Tensor | None, order: _Order, *weights: Tensor | None
     ) -> Any:
         x, kept = plain(x_BTD), _keep(shape, order, x_BTD.dtype)
         y = torch.empty_like(x)
         training.library().trivium_layer_forward(
-            KINDS[x.dtype], ctypes.byref(shape), ctypes.byref(_pointers(Weights, names, weights)),
-            ctypes.byref(order.struct()), address(x),
-            ctypes.byref(_pointers(Kept, kept.keys(), kept.values())), address(y),
+            KINDS[x.dtype], ctypes.byref(shape), ctypes.byref(Weights(*map(address, weights))),
+            ctypes.byref(order.struct), address(x), ctypes.byref(Kept(*map(address, kept))), address(y),
         )  # fmt: skip
-        ctx.save_for_backward(x, *kept.values(), *weights)
+        ctx.save_for_backward(x, *kept, *weights)
         ctx.set_materialize_grads(False)
-        ctx.shape, ctx.order, ctx.names, ctx.kept = shape, order, names, tuple(kept)
+        ctx.shape, ctx.order = shape, order
         if not shape.router.experts:
             return y
-        ctx.mark_non_differentiable(kept["indices"])
-        return y, kept["indices"], kept["weights"], kept["scores"]
+        ctx.mark_non_differentiable(kept.indices)
+        return y, kept.indices, kept.weights, kept.scores
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *rest = ctx.saved_tensors
-        kept, weights = rest[: len(ctx.kept)], rest[len(ctx.kept) :]
+        kept, weights = rest[: len(LayerKept._fields)], rest[len(LayerKept._fields) :]
         dy, _, dweights, dscores = grads if len(grads) > 1 else (grads[0], None, None, None)
         dy = torch.zeros_like(x) if dy is None else plain(dy)
         asked = zip(weights, ctx.needs_input_grad[-len(weights) :], strict=True)
         dx, gradients = torch.empty_like(x), [torch.empty_like(weight) if ask else None for weight, ask in asked]
         given = [None if one is None else plain(one) for one in (dweights, dscores)]
         training.library().trivium_layer_backward(
-            KINDS[x.dtype], ctypes.byref(ctx.shape), ctypes.byref(_pointers(Weights, ctx.names, weights)),
-            ctypes.byref(ctx.order.struct()), address(x), ctypes.byref(_pointers(Kept, ctx.kept, kept)), address(dy),
-            *map(address, given), ctypes.byref(_pointers(Weights, ctx.names, gradients)), address(dx),
+            KINDS[x.dtype], ctypes.byref(ctx.shape), ctypes.byref(Weights(*map(address, weights))),
+            ctypes.byref(ctx.order.struct), address(x), ctypes.byref(Kept(*map(address, kept))), address(dy),
+            *map(address, given), ctypes.byref(Weights(*map(address, gradients))), address(dx),
         )  # fmt: skip
-        return dx, None, None, None, None, *gradients
+        return dx, None, None, None, *gradients
 
 
-def _keep(s: Shape, order: _Order, dtype: torch.dtype) -> dict[str, Tensor]:
+def _keep(s: Shape, order: _Order, dtype: torch.dtype) -> LayerKept:
     """Room for what forward leaves to backward."""
-    tokens, heads = s.tokens, s.heads
+    tokens, heads, experts = s.tokens, s.heads, s.router.experts
 
     # Every dtype and device is named: the defaults may be others.
     def states(*sizes: int) -> Tensor:
@@ -252,24 +196,22 @@ def _keep(s: Shape, order: _Order, dtype: torch.dtype) -> dict[str, Tensor]:
     def fp32(*sizes: int) -> Tensor:
         return torch.empty(sizes, dtype=torch.float32, device="cpu")
 
-    kept = {
-        "latents": states(tokens, s.query + s.latent + s.rope),
-        "q": states(tokens, heads, s.nope + s.rope),
-        "k": states(tokens, heads, s.nope + s.rope),
-        "v": states(tokens, heads, s.value),
+    kept = LayerKept(
+        latents=states(tokens, s.query + s.latent + s.rope),
+        q=states(tokens, heads, s.nope + s.rope),
+        k=states(tokens, heads, s.nope + s.rope),
+        v=states(tokens, heads, s.value),
         # What is no document's attends to nothing.
-        "out": states(tokens, heads, s.value) if order.covers(tokens) else states(tokens, heads, s.value).zero_(),
-        "lse": fp32(tokens, heads),
-        "after": states(tokens, s.dim),
-        "inner": states(tokens, 2 * s.width),
-    }
-    if s.router.experts:
-        chosen, experts = s.router.chosen, s.router.experts
-        kept["expert_inner"] = states(tokens * chosen + experts, 2 * s.expert_width)  # each expert's rows made even
-        kept["indices"] = torch.empty(tokens, chosen, dtype=torch.int64, device="cpu")
-        kept["weights"], kept["scores"] = fp32(tokens, chosen), fp32(tokens, experts)
-    return kept
-
-
-def _pointers(kind: type[ctypes.Structure], names: Any, tensors: Any) -> ctypes.Structure:
-    return kind(**{name: address(tensor) for name, tensor in zip(names, tensors, strict=True)})
+        out=states(tokens, heads, s.value) if order.tokens == tokens else states(tokens, heads, s.value).zero_(),
+        after=states(tokens, s.dim),
+        inner=states(tokens, 2 * s.width),
+        lse=fp32(tokens, heads),
+    )
+    if not experts:
+        return kept
+    return kept._replace(
+        expert_inner=states(tokens * s.router.chosen + experts, 2 * s.expert_width),  # each expert's rows made even
+        indices=torch.empty(tokens, s.router.chosen, dtype=torch.int64, device="cpu"),
+        weights=fp32(tokens, s.router.chosen),
+        scores=fp32(tokens, experts),
+    )

@@ -145,13 +145,16 @@ class WeightGradients {
   void add(const Summed<F>& left, int at, int rows, const Summed<F>& right, int64_t row, int64_t count, float* out) {
     if (!out) return;
     const int64_t steps = (count + F::STEP - 1) / F::STEP;
-    for (int begin = 0; begin < rows; begin += BLOCK_ROWS) {
+    const int blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, block = (rows / blocks + LANES - 1) / LANES * LANES;
+    for (int begin = 0; begin < rows; begin += block) {
       jobs_.push_back({Left<F>::columns(left.steps(row) + at + begin, left.width()), Right<F>::rows(right.steps(row), right.width()),
-                       std::min(BLOCK_ROWS, rows - begin), right.width(), steps, out + static_cast<int64_t>(begin) * right.width()});
+                       std::min(block, rows - begin), right.width(), steps, out + static_cast<int64_t>(begin) * right.width()});
     }
   }
   // add: to what is there.
-  void make(int threads, bool add = false) const {
+  void make(int threads, bool add = false) {
+    // The longest first, so that threads end at the same time.
+    std::stable_sort(jobs_.begin(), jobs_.end(), [](const Job& a, const Job& b) { return a.work() > b.work(); });
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (size_t i = 0; i < jobs_.size(); i++) {
       const Job& job = jobs_[i];
@@ -171,6 +174,8 @@ class WeightGradients {
     int rows, columns;
     int64_t steps;
     float* out;
+
+    int64_t work() const { return steps * rows * columns; }
   };
   std::vector<Job> jobs_;
 };

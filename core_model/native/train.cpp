@@ -1,5 +1,5 @@
-// What a training step calls, in one library: a decoder layer (decoder.h), the output head's cross-entropy (loss.h), and the
-// norms, embeddings and balance losses beside them. kind: of the states, 0 fp32, 1 bf16; weights and their gradients are fp32.
+// What a training step calls, in one library: a decoder layer (decoder.h), the output head's cross-entropy (loss.h), the
+// norms, embeddings and balance losses beside them, and the norm of the gradients. kind: of the states, 0 fp32, 1 bf16; weights and their gradients are fp32.
 #include "balance.h"
 #include "decoder.h"
 #include "embedding.h"
@@ -43,6 +43,10 @@ extern "C" void trivium_norm_backward(int32_t kind, const void* x, const float* 
   if (kind)
     return norm_backward<Bf16s>(static_cast<const Bf16*>(x), weight, rows, width, eps, threads, static_cast<const Bf16*>(dy), static_cast<Bf16*>(dx), dweight);
   norm_backward<Fp32>(static_cast<const float*>(x), weight, rows, width, eps, threads, static_cast<const float*>(dy), static_cast<float*>(dx), dweight);
+}
+
+extern "C" double trivium_squares(const float* const* arrays, const int64_t* sizes, int32_t many, int32_t threads) {
+  return squares(arrays, sizes, many, threads);
 }
 
 extern "C" void trivium_embedding_backward(const int64_t* ids, const float* dy, int64_t tokens, int32_t dim, int32_t threads, float* dweight) {

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -102,6 +104,11 @@ def serves_scores(scores_TE: Tensor, top_k: int) -> bool:
     )
 
 
+def serves_norm(tensors: Sequence[Tensor]) -> bool:
+    """Whether compiled code works out the norm of all of these together."""
+    return all(map(is_stored, tensors)) and compiled(torch.float32)
+
+
 def cross_entropy(
     hidden_ND: Tensor, weight_WD: Tensor, labels_N: Tensor, dhidden: Tensor | None, dweight: Tensor | None
 ) -> float:
@@ -142,6 +149,14 @@ def norm_backward(x: Tensor, weight_D: Tensor, eps: float, dy: Tensor, dweight: 
     return dx
 
 
+def total_norm(tensors: Sequence[Tensor]) -> float:
+    """Root of the sum of all squares of tensors that are `is_stored`."""
+    many = len(tensors)
+    addresses = (ctypes.c_void_p * many)(*(one.data_ptr() for one in tensors))
+    sizes = (ctypes.c_int64 * many)(*(one.numel() for one in tensors))
+    return math.sqrt(library().trivium_squares(addresses, sizes, many, torch.get_num_threads()))
+
+
 def embedding_backward(ids: Tensor, dy: Tensor, vocabulary: int) -> Tensor:
     """[W, D] fp32: of each token the sum of its rows of dy, fp32 [..., D]; ids int64 [...], both `plain`."""
     dim = dy.shape[-1]
@@ -174,10 +189,11 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {  # as in train.cpp
     "cross_entropy": (_INT, _AT, _AT, _AT, _LONG, _INT, _INT, _INT, _AT, _AT),
     "norm_forward": (_INT, _AT, _AT, _LONG, _INT, _FLOAT, _INT, _AT),
     "norm_backward": (_INT, _AT, _AT, _LONG, _INT, _FLOAT, _INT, _AT, _AT, _AT),
+    "squares": (_AT, _AT, _INT, _INT),
     "embedding_backward": (_AT, _AT, _LONG, _INT, _INT, _AT),
     "sequence_balance": (_AT, _AT, _LONG, _LONG, _INT, _INT, _INT, _AT),
 }
-_SUMS = ("cross_entropy", "sequence_balance")  # which return a double; the others nothing
+_SUMS = ("cross_entropy", "sequence_balance", "squares")  # which return a double; the others nothing
 
 
 @functools.cache

@@ -24,13 +24,13 @@ def gate() -> Gate:
 
 def test_the_bias_rises_for_idle_experts_and_falls_for_busy_ones(gate):
     gate.tokens_per_expert.copy_(torch.tensor([10, 0, 5, 5]))
-    update_routing_bias(gate, 0.001)
+    update_routing_bias([gate], 0.001)
     torch.testing.assert_close(gate.e_score_correction_bias, torch.tensor([-0.001, 0.001, 0.0, 0.0]))
 
 
 def test_only_the_sign_of_the_violation_counts(gate):
     gate.tokens_per_expert.copy_(torch.tensor([1000, 1, 2, 3]))
-    update_routing_bias(gate, 0.01)
+    update_routing_bias([gate], 0.01)
     bias = gate.e_score_correction_bias
     torch.testing.assert_close(bias[1:], bias[1].expand(3))
     torch.testing.assert_close(bias[1] - bias[0], torch.tensor(0.02))
@@ -40,7 +40,7 @@ def test_the_bias_is_centred_so_that_it_cannot_drift(gate):
     gate.e_score_correction_bias.copy_(torch.tensor([5.0, 5.1, 5.2, 4.7]))
     for _ in range(50):
         gate.tokens_per_expert.copy_(torch.tensor([9, 1, 1, 1]))
-        update_routing_bias(gate, 0.01)
+        update_routing_bias([gate], 0.01)
     bias = gate.e_score_correction_bias
     assert abs(float(bias.mean())) < 1e-6
     torch.testing.assert_close(bias[2] - bias[1], torch.tensor(0.1))
@@ -48,9 +48,9 @@ def test_the_bias_is_centred_so_that_it_cannot_drift(gate):
 
 def test_an_update_forgets_the_load_and_without_load_or_speed_the_bias_stays(gate):
     gate.tokens_per_expert.copy_(torch.tensor([3, 1, 0, 0]))
-    update_routing_bias(gate, 0.0)
+    update_routing_bias([gate], 0.0)
     assert gate.tokens_per_expert.sum() == 0 and gate.e_score_correction_bias.abs().max() == 0
-    update_routing_bias(gate, 0.5)
+    update_routing_bias([gate], 0.5)
     assert gate.e_score_correction_bias.abs().max() == 0
 
 
@@ -62,10 +62,10 @@ def test_repeated_updates_even_out_a_skewed_router():
     x = torch.randn(512, 8, generator=generator) + torch.linspace(2, -2, 8)
     gate.count(gate(x))
     before = router_statistics(gate)[""].max_violation
-    update_routing_bias(gate, 0.0)
+    update_routing_bias([gate], 0.0)
     for _ in range(150):
         gate.count(gate(x))
-        update_routing_bias(gate, 0.01)
+        update_routing_bias([gate], 0.01)
     gate.count(gate(x))
     after = router_statistics(gate)[""]
     assert before > 1.5 and after.max_violation < 0.2 and after.dead == 0
@@ -159,7 +159,7 @@ def test_the_sequence_loss_of_each_router_is_in_its_statistics():
     assert list(found) == [f"model.layers.{i}.mlp.gate" for i in (1, 2, 3)]
     torch.testing.assert_close(torch.tensor([s.sequence_loss for s in found.values()]), expected / 4)
     assert all(s.metrics()["sequence_loss"] == s.sequence_loss for s in found.values())
-    update_routing_bias(model, 0.0)
+    update_routing_bias(model.model.routers(), 0.0)
     model.loss_weights.balance = 0.0
     model(batches[0], labels=batches[0])
     assert all("sequence_loss" not in s.metrics() and s.metrics() for s in router_statistics(model).values())
@@ -170,7 +170,7 @@ def test_the_load_of_a_batch_is_that_of_its_micro_batches():
     tokens = random_tokens(4, 9)
     model.model(tokens)
     whole = [gate.tokens_per_expert.clone() for _, gate in gates(model)]
-    update_routing_bias(model, 0.0)
+    update_routing_bias(model.model.routers(), 0.0)
     for part in tokens.split(1):
         model.model(part)
     assert all(torch.equal(gate.tokens_per_expert, load) for (_, gate), load in zip(gates(model), whole, strict=True))
@@ -188,7 +188,7 @@ def test_what_holds_of_every_bias_update(load, speed, factor, seed):
         gate = Gate(tiny_config(n_routed_experts=len(start), n_group=1, topk_group=1))
         gate.e_score_correction_bias.copy_(start)
         gate.tokens_per_expert.copy_(load)
-        update_routing_bias(gate, speed)
+        update_routing_bias([gate], speed)
         assert not gate.tokens_per_expert.any()
         return gate.e_score_correction_bias
 
@@ -221,7 +221,7 @@ def test_padding_is_no_load_and_no_loss() -> None:
         labels = padded.masked_fill(mask == 0, -100)
         out = model(padded, attention_mask=mask, labels=labels)
         found.append(([gate.tokens_per_expert.clone() for _, gate in gates(model)], out.balance_loss))
-        update_routing_bias(model, 0.0)
+        update_routing_bias(model.model.routers(), 0.0)
     (alone, loss), (beside, padded_loss) = found
     assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
     torch.testing.assert_close(loss, padded_loss)

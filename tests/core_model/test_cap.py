@@ -174,7 +174,7 @@ def test_choices_are_counted_before_the_cap_and_what_it_left_out_once(policy):
     first = model.model.routed()[0].gate
     load = first.tokens_per_expert.clone()  # of the first router, whose input no cap has changed
     assert all("left_out" not in s.metrics() for s in router_statistics(model).values())
-    update_routing_bias(model, 0.0)
+    update_routing_bias(model.model.routers(), 0.0)
     model.recompute, model.rank_cap = policy, RankCap(4, 1)
     losses_and_gradients(model, tokens)
     assert torch.equal(first.tokens_per_expert, load)
@@ -186,7 +186,7 @@ def test_choices_are_counted_before_the_cap_and_what_it_left_out_once(policy):
     assert len(found) == 3 and all(s.left_out is not None for s in found.values())
     losses_and_gradients(model, tokens)
     assert router_statistics(model)["model.layers.1.mlp.gate"].left_out == pytest.approx(beyond / 48)
-    update_routing_bias(model, 0.0)
+    update_routing_bias(model.model.routers(), 0.0)
     assert not any(gate.left_out.any() for _, gate in gates(model))
 
 

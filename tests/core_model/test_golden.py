@@ -42,7 +42,7 @@ def train(tokens: list[list[list[int]]]) -> list[list[float]]:
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        update_routing_bias(model, 0.001)
+        update_routing_bias(model.model.routers(), 0.001)
         losses.append([float(x.detach()) for x in (out.lm_loss, out.mtp_losses[0], out.balance_loss, out.loss)])
     return losses
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import pytest
@@ -88,6 +89,25 @@ def test_norms_that_operations_serve(monkeypatch):
     RMSNorm(32, 1e-6).to("meta")(torch.ones(2, 32, device="meta"))
     with pytest.raises(RuntimeError):
         RMSNorm(32, 1e-6)(torch.ones(2, 64))
+
+
+@given(sizes=st.lists(st.sampled_from([1, 7, 32, 33, 8192, 20001]), max_size=6), seed=st.integers(0, 3))
+@settings(max_examples=30, deadline=None)
+def test_norm_of_all_gradients(sizes, seed):
+    draw = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(size, generator=draw) for size in sizes]
+    expected = torch.cat([torch.zeros(1), *tensors]).double().norm()
+    assert training.serves_norm(tensors)
+    assert training.total_norm(tensors) == pytest.approx(float(expected), rel=1e-6)
+    assert not training.serves_norm([*tensors, torch.ones(3, dtype=torch.float64)])
+    assert not training.serves_norm([*tensors, torch.ones(4, 4).T])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("at", [0, 40, 8200])
+def test_norm_of_broken_gradients(bad, at):
+    tensors = [torch.ones(5), torch.ones(8201).index_fill(0, torch.tensor(at), bad)]
+    assert not math.isfinite(training.total_norm(tensors))
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.int32])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import weakref
 from contextlib import nullcontext
 
 import pytest
@@ -17,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core_model import V3Config, V3ForCausalLM, native
 from core_model.loss import cross_entropy_sum
-from core_model.moe import RankCap
+from core_model.moe import MoE, RankCap
 from core_model.moe.balance import router_statistics
 from core_model.native import decoder as native_decoder
 from core_model.norm import RMSNorm
@@ -235,6 +238,69 @@ def test_whom_operations_serve():
     adapted = training_model()
     adapted.model.layers[1].self_attn.o_proj = nn.Sequential(adapted.model.layers[1].self_attn.o_proj)
     assert not served(adapted) and served(adapted, layer=0)
+
+
+def to_bf16(layer: nn.Module) -> None:
+    layer.mlp.shared_experts.up_proj.weight.data = layer.mlp.shared_experts.up_proj.weight.data.bfloat16()
+
+
+def transposed(layer: nn.Module) -> None:
+    layer.self_attn.o_proj.weight.data = layer.self_attn.o_proj.weight.data.T
+
+
+def to_meta(layer: nn.Module) -> None:
+    layer.mlp.experts.to("meta")
+
+
+def parametrized(layer: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(layer.self_attn.kv_b_proj)
+
+
+def narrower(layer: nn.Module) -> None:
+    layer.mlp.shared_experts.down_proj.weight.data = layer.mlp.shared_experts.down_proj.weight.data[:, :16].clone()
+
+
+def fewer_experts(layer: nn.Module) -> None:
+    layer.mlp.experts.down_proj = nn.Parameter(layer.mlp.experts.down_proj.detach()[:3].clone())
+
+
+@pytest.mark.parametrize("change", [to_bf16, transposed, to_meta, parametrized, narrower, fewer_experts])
+def test_layers_that_change_after_a_forward(change):
+    model = training_model()
+    assert served(model)
+    change(model.model.layers[1])
+    assert not served(model) and served(model, layer=0)
+
+
+def test_states_of_another_width_are_refused():
+    model = training_model(torch.float32)
+    context = model.model.attention_context((2, 20), None, None, None)
+    with pytest.raises(RuntimeError, match="must match"):
+        model.model.layers[1](torch.ones(2, 20, 64), context)
+
+
+@both
+def test_parts_put_in_the_place_of_others_are_used(dtype):
+    model, other = training_model(dtype), training_model(dtype, std=0.1)
+    tokens = random_tokens(2, 50, vocabulary=48)
+    before, expected = gradients(model, tokens)["loss"], gradients(other, tokens)["loss"]
+    for mine, theirs in zip(model.model.layers, other.model.layers, strict=True):
+        mine.self_attn = theirs.self_attn
+        if isinstance(mine.mlp, MoE):
+            mine.mlp.gate.weight, mine.mlp.experts = theirs.mlp.gate.weight, theirs.mlp.experts
+    assert gradients(model, tokens)["loss"] != before
+    model.load_state_dict(other.state_dict(), assign=True)
+    assert torch.equal(gradients(model, tokens)["loss"], expected)
+    assert torch.equal(gradients(copy.deepcopy(model), tokens)["loss"], expected)
+
+
+def test_models_that_nobody_has_are_forgotten():
+    model = training_model()
+    gradients(model, random_tokens(2, 30, vocabulary=48))
+    layer = weakref.ref(model.model.layers[1])
+    del model
+    gc.collect()
+    assert layer() is None
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,6 @@ def test_the_bias_follows_without_waiting():
     model.model(random_tokens(2, 12))
     before = [gate.e_score_correction_bias.clone() for gate in model.model.routers()]
     with RefusesToWait():
-        update_routing_bias(model, 0.01)
+        update_routing_bias(model.model.routers(), 0.01)
     after = [gate.e_score_correction_bias for gate in model.model.routers()]
     assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [False, False, True]

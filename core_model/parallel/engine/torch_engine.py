@@ -16,6 +16,7 @@ from core_model.checkpoint import load_weights, save_folder
 from core_model.loss import IGNORE
 from core_model.model import V3ForCausalLM
 from core_model.moe.balance import RouterStatistics, router_statistics, update_routing_bias
+from core_model.native import training
 
 OPTIMIZER = "optimizer.pt"
 
@@ -98,7 +99,10 @@ class TorchEngine:
     def grad_norm(self) -> Tensor:
         """Norm of all gradients, before clipping."""
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
-        return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if training.serves_norm(gradients):
+            return torch.tensor(training.total_norm(gradients), dtype=torch.float32)
+        return torch.nn.utils.get_total_norm(gradients)
 
     def router_statistics(self) -> dict[str, RouterStatistics]:
         """Balance over the tokens since the last step."""
@@ -123,7 +127,7 @@ class TorchEngine:
         finally:
             del self.optimizer.grad_scale  # type: ignore[attr-defined]
         self.optimizer.zero_grad(set_to_none=True)
-        update_routing_bias(self.model, bias_speed)
+        update_routing_bias(self.model.model.routers(), bias_speed)
         return size
 
     def save(self, folder: Path) -> None:
