@@ -50,12 +50,16 @@ struct Right {
 
 template <class F, int ROWS, int VECTORS>
 void tile(const Left<F>& a, int row, const typename F::Step* b, int64_t b_step, int depth, float* c, int64_t c_row, bool add) {
+  // Loops over registers are unrolled, else the sums go by way of memory before and after the one over steps.
   Vector sums[ROWS][VECTORS];
+#pragma GCC unroll 16
   for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
     for (int v = 0; v < VECTORS; v++) sums[r][v] = add ? load(c + (row + r) * c_row + v * LANES) : Vector{};
   const typename F::Step* from = a.at + row * a.row;
   for (int p = 0; p < depth; p++, from += a.step, b += b_step) {
     typename F::Steps right[VECTORS];
+#pragma GCC unroll 4
     for (int v = 0; v < VECTORS; v++) right[v] = load(b + v * LANES);
 #pragma GCC unroll 16
     for (int r = 0; r < ROWS; r++) {
@@ -64,7 +68,9 @@ void tile(const Left<F>& a, int row, const typename F::Step* b, int64_t b_step, 
       for (int v = 0; v < VECTORS; v++) sums[r][v] = multiply_add(sums[r][v], left, right[v]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 4
     for (int v = 0; v < VECTORS; v++) store(c + (row + r) * c_row + v * LANES, sums[r][v]);
 }
 
