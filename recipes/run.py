@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from omegaconf import OmegaConf
+from pydantic import BaseModel
 
 from core_model.errors import InputError
 from recipes.atomic import drop_half_line, sha256_artefact, write_json, write_text
@@ -251,7 +252,7 @@ def _existing(path: Path, recipe: StageRecipe, hashes: dict[str, str]) -> dict[s
     remedy = "delete the folder, or give another run_dir"
     then = provenance["recipe"]
     if isinstance(then, dict):
-        then = {**_added(recipe, then), **then}
+        then = _completed(then, comparable(recipe), recipe)
     difference = _difference(then, comparable(recipe))
     if difference is not None:
         if provenance["status"] == RUNNING and not _has_results(path):
@@ -281,18 +282,20 @@ def _has_results(path: Path) -> bool:
     return logged or any(entry.name not in described for entry in path.iterdir())
 
 
-def _added(recipe: StageRecipe, then: dict[str, Any]) -> dict[str, Any]:
-    """Keys that recipes did not have when this run was made, and that are at their defaults: as before.
+def _completed(then: dict[str, Any], now: dict[str, Any], section: BaseModel) -> dict[str, Any]:
+    """An older run's keys, with those that recipes did not have when it was made and that are at their defaults.
 
     A default that depends on the machine says nothing of that time.
     """
-    fields = type(recipe).model_fields
-
-    def at_default(name: str) -> bool:
-        field = fields[name]
-        return not field.is_required() and field.default_factory is None and getattr(recipe, name) == field.default
-
-    return {name: value for name, value in comparable(recipe).items() if name not in then and at_default(name)}
+    completed = dict(then)
+    for name, value in now.items():
+        field, inner = type(section).model_fields[name], getattr(section, name)
+        if name not in then:
+            if not field.is_required() and field.default_factory is None and inner == field.default:
+                completed[name] = value
+        elif isinstance(inner, BaseModel) and isinstance(then[name], dict):
+            completed[name] = _completed(then[name], value, inner)
+    return completed
 
 
 def _difference(then: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:

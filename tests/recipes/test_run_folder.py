@@ -18,12 +18,23 @@ from wandb_records import records
 from core_model.errors import InputError
 from recipes.atomic import sha256_artefact, write_text
 from recipes.run import Run, read_metrics, run_status
-from recipes.schema import InputPath, StageRecipe
+from recipes.schema import InputPath, StageRecipe, StrictModel
+
+
+class Clipping(StrictModel):
+    limit: float = Field(default=1.0, description="limit")
+
+
+class Optimiser(StrictModel):
+    rate: float = Field(default=0.1, description="rate")
+    warmup: int = Field(default=0, description="warm-up")
+    clipping: Clipping = Field(default=Clipping(), description="clipping")
 
 
 class Recipe(StageRecipe):
     steps: int = Field(default=1, description="steps")
     corpus: InputPath | None = None
+    optimiser: Optimiser = Field(default=Optimiser(), description="optimiser")
 
 
 def recipe(folder: Path, **keys) -> Recipe:
@@ -98,6 +109,24 @@ def test_a_key_that_recipes_did_not_have_then_is_as_before_at_its_default(tmp_ru
     open_run(tmp_run, steps=1).close()
     with pytest.raises(InputError, match=r"steps: expected .*steps: 1.*found 2"):
         open_run(tmp_run, steps=2)
+
+
+@pytest.mark.parametrize("key", ["optimiser", "optimiser.warmup", "optimiser.clipping", "optimiser.clipping.limit"])
+def test_a_key_of_a_section_that_recipes_did_not_have_then(tmp_run, key):
+    run = open_run(tmp_run)
+    run.log(1, {"loss": 2.0})
+    run.close()
+    record = json.loads((tmp_run / "provenance.json").read_text())
+    *sections, name = key.split(".")
+    section = record["recipe"]
+    for one in sections:
+        section = section[one]
+    del section[name]
+    (tmp_run / "provenance.json").write_text(json.dumps(record))
+    open_run(tmp_run).close()
+    for other in (Optimiser(warmup=3, clipping=Clipping(limit=2.0)), Optimiser(rate=0.2)):
+        with pytest.raises(InputError, match=r"optimiser\.\S+: expected the recipe this run was made with"):
+            open_run(tmp_run, optimiser=other)
 
 
 def test_a_folder_that_cannot_be_made_is_named():
