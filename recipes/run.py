@@ -250,9 +250,7 @@ def _existing(path: Path, recipe: StageRecipe, hashes: dict[str, str]) -> dict[s
     if provenance is None:
         return None
     remedy = "delete the folder, or give another run_dir"
-    then = provenance["recipe"]
-    if isinstance(then, dict):
-        then = _completed(then, comparable(recipe), recipe)
+    then = _completed(provenance["recipe"], comparable(recipe), recipe)
     difference = _difference(then, comparable(recipe))
     if difference is not None:
         if provenance["status"] == RUNNING and not _has_results(path):
@@ -282,20 +280,28 @@ def _has_results(path: Path) -> bool:
     return logged or any(entry.name not in described for entry in path.iterdir())
 
 
-def _completed(then: dict[str, Any], now: dict[str, Any], section: BaseModel) -> dict[str, Any]:
-    """An older run's keys, with those that recipes did not have when it was made and that are at their defaults.
+def _completed(then: Any, now: Any, made: Any) -> Any:
+    """What an older run was made with, and the keys that recipes did not have then and that are at their defaults.
 
-    A default that depends on the machine says nothing of that time.
+    A default that depends on the machine says nothing of that time. then, now: plain data, then's and today's; made:
+    what `now` is the data of.
     """
-    completed = dict(then)
-    for name, value in now.items():
-        field, inner = type(section).model_fields[name], getattr(section, name)
-        if name not in then:
-            if not field.is_required() and field.default_factory is None and inner == field.default:
+    if isinstance(made, BaseModel) and isinstance(then, dict):
+        completed = dict(then)
+        for name, value in now.items():
+            field, inner = type(made).model_fields[name], getattr(made, name)
+            if name in then:
+                completed[name] = _completed(then[name], value, inner)
+            elif isinstance(inner, BaseModel) and field.default_factory is type(inner):
+                completed[name] = _completed({}, value, inner)
+            elif not field.is_required() and field.default_factory is None and inner == field.default:
                 completed[name] = value
-        elif isinstance(inner, BaseModel) and isinstance(then[name], dict):
-            completed[name] = _completed(then[name], value, inner)
-    return completed
+        return completed
+    if isinstance(made, list | tuple) and isinstance(then, list) and len(then) == len(made):
+        return [_completed(*three) for three in zip(then, now, made, strict=True)]
+    if isinstance(made, dict) and isinstance(then, dict):
+        return {name: _completed(value, now.get(name), made.get(name)) for name, value in then.items()}
+    return then
 
 
 def _difference(then: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:

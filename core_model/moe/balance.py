@@ -75,8 +75,9 @@ def update_routing_bias(routers: Sequence[Gate], speed: float) -> None:
     """
     if routers and speed:
         # All at once: on an accelerator every operation is a launch, and V3 has 59 routers.
-        load_GE = torch.stack([gate.tokens_per_expert for gate in routers]).float()
-        bias_GE = torch.stack([gate.e_score_correction_bias for gate in routers])
+        device = routers[0].e_score_correction_bias.device  # a model may lie on several
+        load_GE = torch.stack([gate.tokens_per_expert.to(device) for gate in routers]).float()
+        bias_GE = torch.stack([gate.e_score_correction_bias.to(device) for gate in routers])
         moved_GE = bias_GE + speed * torch.sign(load_GE.mean(dim=1, keepdim=True) - load_GE)
         moved_GE -= moved_GE.mean(dim=1, keepdim=True)
         seen_G1 = load_GE.any(dim=1, keepdim=True)  # asked there: no host waits for the load

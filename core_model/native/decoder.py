@@ -85,15 +85,28 @@ def served(layer: DecoderLayer, x_BTD: Tensor, context: AttentionContext) -> Par
     It does with fp32 or bf16 states over fp32 weights, whole sequences, widths that fit, as many heads as threads,
     nothing left out of what backward keeps, no rank cap, and no part of the layer replaced or watched.
     """
-    if type(x_BTD) is not Tensor or x_BTD.device.type != "cpu" or not x_BTD.numel():
+    if torch.compiler.is_compiling() or type(x_BTD) is not Tensor or x_BTD.device.type != "cpu" or not x_BTD.numel():
         return None
     if context.cache is not None or drops_derived() or not training.compiled(x_BTD.dtype) or all_watched():
         return None
     parts = parts_of(layer)
-    if parts is None or x_BTD.shape[-1] != parts.dim or (isinstance(parts.mlp, MoE) and parts.mlp.is_capped):
+    if parts is None or not _belong(x_BTD, context, parts) or (isinstance(parts.mlp, MoE) and parts.mlp.is_capped):
         return None
     sequences = len(x_BTD) if context.documents is None else len(context.documents.end_N)
     return parts if sequences * parts.attention.heads >= torch.get_num_threads() else None
+
+
+def _belong(x_BTD: Tensor, context: AttentionContext, parts: Parts) -> bool:
+    """Whether the states are some of this layer, and the context is theirs; operations refuse others."""
+    if x_BTD.dim() != 3:
+        return False
+    batch, length, dim = x_BTD.shape
+    rows, positions, pairs = context.rotations.shape
+    if dim != parts.dim or rows not in (1, batch) or positions != length or 2 * pairs != parts.attention.rope:
+        return False
+    if context.rotations.dtype != torch.complex64 or context.rotations.device.type != "cpu":
+        return False
+    return context.documents is None or context.documents.id_BT.shape == (batch, length)
 
 
 def run(parts: Parts, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor] | None]:
@@ -101,14 +114,13 @@ def run(parts: Parts, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor,
 
     parts: what `served` has found.
     """
-    bias = None if parts.gate is None else parts.gate.e_score_correction_bias
-    shape = _shape(parts, x_BTD, bias)
-    outs = _LayerFunction.apply(x_BTD, shape, bias, _Order(x_BTD, context), *parts.weights)
-    return (outs, None) if bias is None else (outs[0], outs[1:])
+    outs = _LayerFunction.apply(x_BTD, _shape(parts, x_BTD), parts.bias, _Order(x_BTD, context), *parts.weights)
+    return (outs, None) if parts.gate is None else (outs[0], outs[1:])
 
 
-def _shape(parts: Parts, x_BTD: Tensor, bias: Tensor | None) -> Shape:
+def _shape(parts: Parts, x_BTD: Tensor) -> Shape:
     attention, weights = parts.attention, parts.weights
+    router = Router() if parts.gate is None else Router.of(parts.gate, cast(Tensor, parts.bias).data_ptr())
     return Shape(
         tokens=x_BTD.shape[0] * x_BTD.shape[1],
         dim=x_BTD.shape[2],
@@ -120,9 +132,9 @@ def _shape(parts: Parts, x_BTD: Tensor, bias: Tensor | None) -> Shape:
         query=0 if weights.q_a is None else weights.q_a.shape[0],
         width=weights.down.shape[1],
         expert_width=0 if weights.expert_down is None else weights.expert_down.shape[2],
-        eps=parts.norm.eps,
+        eps=parts.eps,
         scale=attention.scale,
-        router=Router() if parts.gate is None else Router.of(parts.gate, cast(Tensor, bias).data_ptr()),
+        router=router,
         threads=torch.get_num_threads(),
     )
 

@@ -145,7 +145,7 @@ class WeightGradients {
   void add(const Summed<F>& left, int at, int rows, const Summed<F>& right, int64_t row, int64_t count, float* out) {
     if (!out) return;
     const int64_t steps = (count + F::STEP - 1) / F::STEP;
-    const int blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, block = (rows / blocks + LANES - 1) / LANES * LANES;
+    const int blocks = (rows + BLOCK_ROWS - 1) / BLOCK_ROWS, block = ((rows + blocks - 1) / blocks + LANES - 1) / LANES * LANES;
     for (int begin = 0; begin < rows; begin += block) {
       jobs_.push_back({Left<F>::columns(left.steps(row) + at + begin, left.width()), Right<F>::rows(right.steps(row), right.width()),
                        std::min(block, rows - begin), right.width(), steps, out + static_cast<int64_t>(begin) * right.width()});

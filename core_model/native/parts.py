@@ -1,12 +1,14 @@
-"""What a decoder layer is made of, found once: between two layers Python is most of what a compiled step waits for."""
+"""What a decoder layer is made of, and whether it is what compiled code stands in for.
+
+Found anew for every forward, so that it is never what the layer was once. The modules' own dictionaries are read, as
+their attributes cost several times as much: between two layers, Python is what a compiled step waits for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from core_model.attention import MultiHeadLatentAttention
 from core_model.moe import MLP, MoE
@@ -20,8 +22,8 @@ from core_model.precision import Linear
 if TYPE_CHECKING:
     from core_model.decoder import DecoderLayer
 
-KINDS = (MultiHeadLatentAttention, RMSNorm, Linear, MLP, MoE, Gate, Experts)  # what compiled code stands in for
-NAMES = ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp")
+Kind = TypeVar("Kind", bound=nn.Module)
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -43,109 +45,41 @@ class LayerWeights(NamedTuple):
     gate: nn.Parameter
     up: nn.Parameter
     down: nn.Parameter
-    router: nn.Parameter | None
-    expert_gate_up: nn.Parameter | None
-    expert_down: nn.Parameter | None
-
-    @classmethod
-    def of(cls, layer: DecoderLayer) -> LayerWeights:
-        attention, mlp = cast(Any, layer.self_attn), cast(Any, layer.mlp)
-        routed = isinstance(mlp, MoE)
-        dense = mlp.shared_experts if routed else mlp
-        if hasattr(attention, "q_proj"):
-            queries = (None, None, attention.q_proj.weight)
-        else:
-            queries = (attention.q_a_proj.weight, attention.q_a_layernorm.weight, attention.q_b_proj.weight)
-        return cls(
-            layer.input_layernorm.weight,
-            *queries,
-            attention.kv_a_proj_with_mqa.weight,
-            attention.kv_a_layernorm.weight,
-            attention.kv_b_proj.weight,
-            attention.o_proj.weight,
-            layer.post_attention_layernorm.weight,
-            dense.gate_proj.weight,
-            dense.up_proj.weight,
-            dense.down_proj.weight,
-            *((mlp.gate.weight, mlp.experts.gate_up_proj, mlp.experts.down_proj) if routed else (None, None, None)),
-        )
+    router: nn.Parameter | None = None
+    expert_gate_up: nn.Parameter | None = None
+    expert_down: nn.Parameter | None = None
 
 
-class Parts:
-    """A layer's modules and weights."""
+class Parts(NamedTuple):
+    """bias: the routing's; None in a dense layer, like the gate."""
 
-    def __init__(self, layer: DecoderLayer) -> None:
-        self.attention, self.mlp, self.norm = layer.self_attn, layer.mlp, layer.input_layernorm
-        self.gate: Gate | None = layer.mlp.gate if isinstance(layer.mlp, MoE) else None
-        self.weights = LayerWeights.of(layer)
-        self._modules = list(_modules(layer))
-        # Where each was found: whoever replaces a module or a weight does so there.
-        self._places: list[tuple[dict[str, Any], str, object]] = [
-            (layer._modules, name, layer._modules[name]) for name in NAMES
-        ]
-        for module in self._modules:
-            for names in (module._modules, module._parameters):
-                self._places += [(names, name, one) for name, one in names.items()]
-        self._shapes = [(weight, weight.shape) for weight in self.weights if weight is not None]
-        self.fit = self._widths_fit() and all(weight.shape == shape for weight, shape in self._expected())
+    attention: MultiHeadLatentAttention
+    mlp: MLP | MoE
+    gate: Gate | None
+    bias: Tensor | None
+    eps: float
+    weights: LayerWeights
 
     @property
     def dim(self) -> int:
         return self.weights.attention_norm.shape[0]
 
-    def _widths_fit(self) -> bool:
-        attention, router = self.attention, self.weights.router
-        widths = [attention.nope, attention.rope, attention.value, attention.latent]
-        widths += [width for weight, shape in self._shapes if weight is not router for width in shape[-2:]]
-        return all(width and width % LANES == 0 for width in widths)
 
-    def _expected(self) -> Iterator[tuple[nn.Parameter, tuple[int, ...]]]:
-        """Each weight and the shape that the others give it: compiled code asks none of them."""
-        attention, weights, dim = self.attention, self.weights, self.dim
-        source, width = dim, weights.down.shape[-1]
-        if weights.q_a is not None and weights.q_norm is not None:
-            source = weights.q_a.shape[0]
-            yield from ((weights.q_a, (source, dim)), (weights.q_norm, (source,)))
-        yield weights.q_b, (attention.heads * (attention.nope + attention.rope), source)
-        yield weights.kv_a, (attention.latent + attention.rope, dim)
-        yield weights.kv_norm, (attention.latent,)
-        yield weights.kv_b, (attention.heads * (attention.nope + attention.value), attention.latent)
-        yield weights.o, (dim, attention.heads * attention.value)
-        yield weights.mlp_norm, (dim,)
-        yield from ((weights.gate, (width, dim)), (weights.up, (width, dim)), (weights.down, (dim, width)))
-        if self.gate is not None:
-            assert weights.router is not None and weights.expert_gate_up is not None and weights.expert_down is not None
-            experts, width = self.gate.experts, weights.expert_down.shape[-1]
-            yield weights.router, (experts, dim)
-            yield from (
-                (weights.expert_gate_up, (experts, 2 * width, dim)),
-                (weights.expert_down, (experts, dim, width)),
-            )
-
-    def are_current(self) -> bool:
-        """Whether the layer still has these, and not others in their place."""
-        return all(place.get(name) is one for place, name, one in self._places) and all(
-            weight.shape == shape for weight, shape in self._shapes
-        )
-
-    def are_plain(self) -> bool:
-        """No module is watched or has been given a `forward` of its own, and all weights lie in memory as fp32."""
-        return all(map(_plain, self._modules)) and all(
-            type(weight) is nn.Parameter and training.is_stored(weight) for weight, _ in self._shapes
-        )
-
-
-_found: WeakKeyDictionary[DecoderLayer, Parts] = WeakKeyDictionary()
+class _Other(Exception):
+    """A part is not what compiled code stands in for."""
 
 
 def parts_of(layer: DecoderLayer) -> Parts | None:
-    """The layer's parts, None unless compiled code can stand in for every one of them."""
-    parts = _found.get(layer)
-    if parts is None or not parts.are_current():
-        if not all(map(_plain, _modules(layer))):
-            return None
-        parts = _found[layer] = Parts(layer)
-    return parts if parts.fit and parts.are_plain() else None
+    """None unless compiled code can stand in for every part of the layer.
+
+    It can where these are the model's own modules, nobody has given them a `forward` or watches them, their weights lie
+    in memory as fp32, and all sizes fit it and each other: compiled code asks for none.
+    """
+    try:
+        parts = _found(layer)
+    except _Other:
+        return None
+    return parts if _fits(parts) else None
 
 
 def all_watched() -> bool:
@@ -153,15 +87,93 @@ def all_watched() -> bool:
     return any(getattr(nn.modules.module, f"_global{hooks}") for hooks in HOOKS)
 
 
-def _modules(layer: DecoderLayer) -> Iterator[nn.Module]:
-    for name in NAMES:
-        yield from layer._modules[name].modules()  # type: ignore[union-attr]
+def _found(layer: DecoderLayer) -> Parts:
+    attention = _part(layer, "self_attn", MultiHeadLatentAttention)
+    before, after = _part(layer, "input_layernorm", RMSNorm), _part(layer, "post_attention_layernorm", RMSNorm)
+    norms = [before, after, _part(attention, "kv_a_layernorm", RMSNorm)]
+    q_a = q_norm = None
+    if "q_proj" in attention._modules:
+        q_b = _linear(attention, "q_proj")
+    else:
+        norms.append(_part(attention, "q_a_layernorm", RMSNorm))
+        q_a, q_norm, q_b = _linear(attention, "q_a_proj"), _weight(norms[-1]), _linear(attention, "q_b_proj")
+    mlp, gate = layer._modules["mlp"], None
+    routed: tuple[nn.Parameter, ...] = ()
+    if type(mlp) is MoE:
+        _part(layer, "mlp", MoE)
+        gate, experts = _part(mlp, "gate", Gate), _part(mlp, "experts", Experts)
+        routed = (_weight(gate), _weight(experts, "gate_up_proj"), _weight(experts, "down_proj"))
+        dense = _part(mlp, "shared_experts", MLP)
+    else:
+        dense = mlp = _part(layer, "mlp", MLP)
+    if any(norm.eps != before.eps for norm in norms):
+        raise _Other
+    weights = LayerWeights(
+        _weight(before),
+        q_a,
+        q_norm,
+        q_b,
+        _linear(attention, "kv_a_proj_with_mqa"),
+        _weight(norms[2]),
+        _linear(attention, "kv_b_proj"),
+        _linear(attention, "o_proj"),
+        _weight(after),
+        *(_linear(dense, name) for name in ("gate_proj", "up_proj", "down_proj")),
+        *routed,
+    )
+    bias = None if gate is None else gate._buffers["e_score_correction_bias"]
+    return Parts(attention, mlp, gate, bias, before.eps, weights)
 
 
-def _plain(module: nn.Module) -> bool:
-    """Neither replaced (by an adapter, say, or another `forward` of its own) nor watched."""
+def _part(of: nn.Module, name: str, kind: type[Kind]) -> Kind:
+    module = of._modules.get(name)
+    if type(module) is not kind:
+        raise _Other
     own = vars(module)
-    if type(module) not in KINDS or "forward" in own:
+    if "forward" in own or own[HOOKS[0]] or own[HOOKS[1]] or own[HOOKS[2]] or own[HOOKS[3]]:
+        raise _Other
+    return cast(Kind, module)
+
+
+def _weight(module: nn.Module, name: str = "weight") -> nn.Parameter:
+    weight = module._parameters.get(name)
+    if type(weight) is not nn.Parameter or not training.is_stored(weight):
+        raise _Other
+    return weight
+
+
+def _linear(of: nn.Module, name: str) -> nn.Parameter:
+    return _weight(_part(of, name, Linear))
+
+
+def _fits(parts: Parts) -> bool:
+    a, w, dim = parts.attention, parts.weights, parts.dim
+    width = w.down.shape[-1]
+    query = a.heads * (a.nope + a.rope)
+    widths = [dim, a.nope, a.rope, a.value, a.latent, width]
+    sizes = [(w.kv_a, (a.latent + a.rope, dim)), (w.kv_norm, (a.latent,)), (w.mlp_norm, (dim,))]
+    sizes += [(w.kv_b, (a.heads * (a.nope + a.value), a.latent)), (w.o, (dim, a.heads * a.value))]
+    sizes += [(w.gate, (width, dim)), (w.up, (width, dim)), (w.down, (dim, width))]
+    if w.q_a is None or w.q_norm is None:
+        sizes.append((w.q_b, (query, dim)))
+    else:
+        latent = w.q_a.shape[0]
+        widths.append(latent)
+        sizes += [(w.q_a, (latent, dim)), (w.q_norm, (latent,)), (w.q_b, (query, latent))]
+    if parts.gate is not None:
+        if not _routes(parts.gate, cast(Tensor, parts.bias)):
+            return False
+        router, gate_up, down = (cast(nn.Parameter, one) for one in w[-3:])
+        experts, width = parts.gate.experts, down.shape[-1]
+        widths.append(width)
+        sizes += [(router, (experts, dim)), (gate_up, (experts, 2 * width, dim)), (down, (experts, dim, width))]
+    return all(one > 0 and one % LANES == 0 for one in widths) and all(one.shape == size for one, size in sizes)
+
+
+def _routes(gate: Gate, bias: Tensor) -> bool:
+    """Whether there are as many experts to choose from as are chosen, and a bias for each."""
+    if not (training.is_stored(bias) and bias.shape == (gate.experts,)):
         return False
-    forward, before, backward, before_backward = HOOKS  # not in a loop: asked of every module in every forward
-    return not (own[forward] or own[before] or own[backward] or own[before_backward])
+    if gate.groups < 1 or gate.experts % gate.groups or not 0 < gate.top_groups <= gate.groups:
+        return False
+    return 0 < gate.top_k <= gate.experts // gate.groups * gate.top_groups

@@ -1,5 +1,6 @@
 // What a training step calls, in one library: a decoder layer (decoder.h), the output head's cross-entropy (loss.h), the
-// norms, embeddings and balance losses beside them, and the norm of the gradients. kind: of the states, 0 fp32, 1 bf16; weights and their gradients are fp32.
+// norms, embeddings and balance losses beside them, and the norm of the gradients. kind: of the states, 0 fp32, 1 bf16;
+// weights and their gradients are fp32.
 #include "balance.h"
 #include "decoder.h"
 #include "embedding.h"

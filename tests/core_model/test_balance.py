@@ -71,6 +71,23 @@ def test_repeated_updates_even_out_a_skewed_router():
     assert before > 1.5 and after.max_violation < 0.2 and after.dead == 0
 
 
+def test_routers_are_updated_together_as_one_by_one():
+    """Each against its own load and centred by itself; the one that saw no token stays."""
+    together, alone = ([Gate(tiny_config(n_routed_experts=4, n_group=1, topk_group=1)) for _ in range(3)] for _ in "ab")
+    for routers in (together, alone):
+        for gate, load, start in zip(
+            routers, ([90, 1, 2, 3], [0, 0, 7, 1], [0, 0, 0, 0]), (0.0, 0.3, 0.5), strict=True
+        ):
+            gate.tokens_per_expert.copy_(torch.tensor(load))
+            gate.e_score_correction_bias.copy_(torch.tensor([start, -0.1, 0.2, 0.4]))
+    update_routing_bias(together, 0.01)
+    for one, other in zip(together, alone, strict=True):
+        update_routing_bias([other], 0.01)
+        torch.testing.assert_close(one.e_score_correction_bias, other.e_score_correction_bias, rtol=0, atol=1e-7)
+        assert not one.tokens_per_expert.any()
+    assert torch.equal(together[2].e_score_correction_bias, torch.tensor([0.5, -0.1, 0.2, 0.4]))
+
+
 def test_every_router_of_a_model_is_found_mtp_included():
     model = random_model(tiny_config(num_nextn_predict_layers=2))
     assert [name for name, _ in gates(model)] == [f"model.layers.{i}.mlp.gate" for i in (1, 2, 3, 4)]

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core_model import V3Config, V3ForCausalLM, native
 from core_model.loss import cross_entropy_sum
-from core_model.moe import MoE, RankCap
+from core_model.moe import RankCap
 from core_model.moe.balance import router_statistics
 from core_model.native import decoder as native_decoder
 from core_model.norm import RMSNorm
@@ -264,7 +264,35 @@ def fewer_experts(layer: nn.Module) -> None:
     layer.mlp.experts.down_proj = nn.Parameter(layer.mlp.experts.down_proj.detach()[:3].clone())
 
 
-@pytest.mark.parametrize("change", [to_bf16, transposed, to_meta, parametrized, narrower, fewer_experts])
+def more_heads(layer: nn.Module) -> None:
+    layer.self_attn.heads = 8
+
+
+def more_experts(layer: nn.Module) -> None:
+    layer.mlp.gate.experts = 16
+
+
+def more_chosen(layer: nn.Module) -> None:
+    layer.mlp.gate.top_k = 9
+
+
+def other_eps(layer: nn.Module) -> None:
+    layer.self_attn.kv_a_layernorm.eps = 1e-3
+
+
+def bias_in_bf16(layer: nn.Module) -> None:
+    layer.mlp.gate.e_score_correction_bias = layer.mlp.gate.e_score_correction_bias.bfloat16()
+
+
+def bias_of_one(layer: nn.Module) -> None:
+    layer.mlp.gate.e_score_correction_bias = torch.zeros(1)
+
+
+CHANGES = [to_bf16, transposed, to_meta, parametrized, narrower, fewer_experts, more_heads, more_experts, more_chosen,
+           other_eps, bias_in_bf16, bias_of_one]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_layers_that_change_after_a_forward(change):
     model = training_model()
     assert served(model)
@@ -272,11 +300,24 @@ def test_layers_that_change_after_a_forward(change):
     assert not served(model) and served(model, layer=0)
 
 
-def test_states_of_another_width_are_refused():
+@pytest.mark.parametrize(
+    ("rows", "length", "width"), [(2, 40, 48), (8, 40, 48), (4, 20, 48), (4, 80, 48), (1, 80, 48), (4, 40, 64)]
+)
+def test_contexts_of_other_states_are_refused_as_by_operations(rows, length, width):
     model = training_model(torch.float32)
-    context = model.model.attention_context((2, 20), None, None, None)
+    layer, x = model.model.layers[1], torch.randn(4, 40, width)
+    context = model.model.attention_context((rows, length), torch.arange(length).expand(rows, -1), None, None)
+    assert native_decoder.served(layer, x, context) is None
     with pytest.raises(RuntimeError, match="must match"):
-        model.model.layers[1](torch.ones(2, 20, 64), context)
+        layer(x, context)
+
+
+def test_documents_of_other_states_are_refused():
+    model = training_model(torch.float32)
+    position_ids = torch.arange(400).remainder(100).unsqueeze(0)
+    context = model.model.attention_context((1, 400), position_ids, None, None)
+    assert native_decoder.served(model.model.layers[1], torch.randn(1, 20, 48), context) is None
+    assert native_decoder.served(model.model.layers[1], torch.randn(1, 400, 48), context) is not None
 
 
 @both
@@ -284,20 +325,27 @@ def test_parts_put_in_the_place_of_others_are_used(dtype):
     model, other = training_model(dtype), training_model(dtype, std=0.1)
     tokens = random_tokens(2, 50, vocabulary=48)
     before, expected = gradients(model, tokens)["loss"], gradients(other, tokens)["loss"]
-    for mine, theirs in zip(model.model.layers, other.model.layers, strict=True):
-        mine.self_attn = theirs.self_attn
-        if isinstance(mine.mlp, MoE):
-            mine.mlp.gate.weight, mine.mlp.experts = theirs.mlp.gate.weight, theirs.mlp.experts
-    assert gradients(model, tokens)["loss"] != before
+    mine, theirs = model.model.layers[1], other.model.layers[1]
+    mine.mlp.experts = theirs.mlp.experts
+    with_experts = gradients(model, tokens)["loss"]
+    mine.self_attn.o_proj.weight = theirs.self_attn.o_proj.weight
+    with_projection = gradients(model, tokens)["loss"]
+    mine.mlp.shared_experts.__dict__.update(theirs.mlp.shared_experts.__dict__)
+    with_shared_experts = gradients(model, tokens)["loss"]
+    assert len({float(loss) for loss in (before, with_experts, with_projection, with_shared_experts)}) == 4
     model.load_state_dict(other.state_dict(), assign=True)
     assert torch.equal(gradients(model, tokens)["loss"], expected)
     assert torch.equal(gradients(copy.deepcopy(model), tokens)["loss"], expected)
 
 
-def test_models_that_nobody_has_are_forgotten():
-    model = training_model()
-    gradients(model, random_tokens(2, 30, vocabulary=48))
-    layer = weakref.ref(model.model.layers[1])
+def test_weights_that_nobody_has_are_forgotten():
+    model, tokens = training_model(), random_tokens(2, 30, vocabulary=48)
+    gradients(model, tokens)
+    layer, weight = model.model.layers[1], weakref.ref(model.model.layers[1].mlp.experts.gate_up_proj)
+    layer.mlp.experts.gate_up_proj = nn.Parameter(layer.mlp.experts.gate_up_proj.detach().clone())
+    gc.collect()
+    assert weight() is None
+    layer = weakref.ref(layer)
     del model
     gc.collect()
     assert layer() is None

@@ -101,7 +101,7 @@ class TorchEngine:
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         gradients = [p.grad for p in parameters if p.grad is not None]
         if training.serves_norm(gradients):
-            return torch.tensor(training.total_norm(gradients), dtype=torch.float32)
+            return torch.tensor(training.total_norm(gradients), dtype=torch.float32, device=self.model.device)
         return torch.nn.utils.get_total_norm(gradients)
 
     def router_statistics(self) -> dict[str, RouterStatistics]:
