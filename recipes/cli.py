@@ -143,6 +143,9 @@ def export(
     out: NewFolder,
     dtype: Annotated[Dtype, typer.Option(help="How weights are stored.")] = Dtype.BF16,
     scale: Annotated[Scale, typer.Option(help="FP8 only: any scale (V3, R1), or powers of two (V3.1).")] = Scale.FP32,
+    whole_blocks: Annotated[
+        bool, typer.Option("--whole-blocks", help="FP8 only: BF16 for weights that 128x128 blocks do not divide.")
+    ] = False,
     mtp: MTP = True,
     shard_size: ShardSize = "5GB",
 ) -> None:
@@ -153,15 +156,16 @@ def export(
 
     fp8 stores attention and feed-forward weights as E4M3 with a scale for every 128x128 block, and keeps embedding,
     head, norms and gate in BF16; it costs about 2.6 % of a weight (relative L2). vLLM and SGLang run it; transformers
-    needs a GPU, or turns it back into BF16, and that rightly only where blocks fit: sizes of at most 128 or multiples
-    of 128. Programs without MTP want --no-mtp where they complain of unexpected weights.
+    needs a GPU, or turns it back into BF16. It takes cut-off blocks (sizes above 128 that 128 does not divide: V3 and
+    nano have some) for smaller ones, so give it --whole-blocks. Programs without MTP want --no-mtp where they complain
+    of unexpected weights.
 
-    For example: trivium export runs/nano/rl exported --dtype fp8 --scale ue8m0
+    For example: trivium export runs/nano/rl exported --dtype fp8 --whole-blocks
     """
     from core_model.generation.chat import find_model
     from recipes.exchange import convert, storage_of
 
-    convert(find_model(model), out, storage_of(dtype, scale), mtp=mtp, shard_size=shard_size)
+    convert(find_model(model), out, storage_of(dtype, scale, whole_blocks), mtp=mtp, shard_size=shard_size)
 
 
 @app.command("import")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -48,11 +49,11 @@ def parse_size(text: str) -> int:
     return size
 
 
-def storage_of(dtype: Dtype, scale: Scale) -> Storage:
-    """The storage two options name.
+def storage_of(dtype: Dtype, scale: Scale, whole_blocks: bool = False) -> Storage:
+    """The storage that options name.
 
     Raises:
-        InputError: power-of-two scales without FP8.
+        InputError: power-of-two scales, or whole blocks, without FP8.
     """
     import torch
 
@@ -60,8 +61,10 @@ def storage_of(dtype: Dtype, scale: Scale) -> Storage:
 
     if scale is Scale.UE8M0 and dtype is not Dtype.FP8:
         raise InputError("--scale", expected="ue8m0 together with --dtype fp8", found=f"--dtype {dtype}")
+    if whole_blocks and dtype is not Dtype.FP8:
+        raise InputError("--whole-blocks", expected="it together with --dtype fp8", found=f"--dtype {dtype}")
     dtypes = {Dtype.FP32: torch.float32, Dtype.BF16: torch.bfloat16, Dtype.FP8: torch.float8_e4m3fn}
-    return Storage(dtypes[dtype], power_of_two=scale is Scale.UE8M0)
+    return Storage(dtypes[dtype], scale is Scale.UE8M0, whole_blocks)
 
 
 def convert(source: Path, out: Path, storage: Storage | None, *, mtp: bool, shard_size: str) -> None:
@@ -89,6 +92,12 @@ def convert(source: Path, out: Path, storage: Storage | None, *, mtp: bool, shar
             place = error.filename or out
             raise InputError(place, expected="files that can be read and written", found=str(error.strerror)) from error
     print(f"{out}: {_describe(written)}")
+    if written.cut_off:
+        print(
+            f"{written.cut_off} weights have a size above 128 that 128 does not divide, as in DeepSeek's own folders: "
+            "transformers reads these wrongly or refuses them; for it give --whole-blocks, or --dtype bf16",
+            file=sys.stderr,
+        )
 
 
 def _describe(written: Conversion) -> str:
@@ -99,11 +108,6 @@ def _describe(written: Conversion) -> str:
         f"{written.mtp_layers or 'no'} MTP module{'s' if written.mtp_layers > 1 else ''}",
         f"with {', '.join(written.companions)}" if written.companions else "no tokenizer in the source",
     ]
-    if written.cut_off:
-        parts.append(
-            f"{written.cut_off} weights have a size above 128 that 128 does not divide: "
-            "transformers reads these wrongly, so give it --dtype bf16"
-        )
     if written.kept:
-        parts.append(f"{written.kept} finished before")
+        parts.append(f"{written.kept} file{'s' if written.kept > 1 else ''} finished before")
     return "; ".join(parts)

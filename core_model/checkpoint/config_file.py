@@ -20,8 +20,8 @@ NO_ROUTER = {
 CONFIG_FIELDS = tuple(name for name in V3Config.__annotations__ if name not in NOT_ON_DISK)
 
 
-def disk_config(config: V3Config, storage: Storage) -> dict[str, Any]:
-    """The content of config.json for weights stored as `storage` says."""
+def disk_config(config: V3Config, storage: Storage, left_out: list[str] | None = None) -> dict[str, Any]:
+    """The content of config.json for weights stored as `storage` says; left_out: `Storage.left_out` of them."""
     fields = {name: getattr(config, name) for name in CONFIG_FIELDS}
     if config.n_routed_experts is None:
         fields |= NO_ROUTER
@@ -33,12 +33,12 @@ def disk_config(config: V3Config, storage: Storage) -> dict[str, Any]:
         "torch_dtype": str(storage.plain_dtype).removeprefix("torch."),
         "ep_size": 1,
         "pretraining_tp": 1,
-        **({"quantization_config": storage.quantization_config()} if storage.is_fp8 else {}),
+        **({"quantization_config": storage.quantization_config(left_out or [])} if storage.is_fp8 else {}),
     }
 
 
-def write_config(config: V3Config, storage: Storage, folder: Path) -> None:
-    text = json.dumps(disk_config(config, storage), indent=2) + "\n"
+def write_config(config: V3Config, storage: Storage, folder: Path, left_out: list[str] | None = None) -> None:
+    text = json.dumps(disk_config(config, storage, left_out), indent=2) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
 
 

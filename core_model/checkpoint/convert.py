@@ -27,13 +27,13 @@ from torch import Tensor
 
 from core_model.checkpoint.config_file import CONFIG, disk_config, read_config, write_config
 from core_model.checkpoint.names import layer_of, mtp_copies, shapes_on_disk
-from core_model.checkpoint.storage import SCALE, Declared, Storage
+from core_model.checkpoint.storage import SCALE, Declared, Storage, is_cut_off
 from core_model.checkpoint.tensor_file import TensorWriter
 from core_model.checkpoint.weights import INDEX, WEIGHTS, StoredWeights
 from core_model.config import V3Config
 from core_model.errors import InputError
 from core_model.manifest import MANIFEST, sha256_file, sync, verify_manifest, write_manifest, write_text
-from core_model.precision.fp8 import E4M3, TILE
+from core_model.precision.fp8 import E4M3
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ class Shard:
     @property
     def cut_off(self) -> int:
         """Weights whose last blocks are cut off, while the first are not."""
-        quantised = (shape for dtype, shape in self.declared.values() if dtype == E4M3.dtype)
-        return sum(any(size > TILE and size % TILE for size in shape) for shape in quantised)
+        return sum(is_cut_off(shape) for dtype, shape in self.declared.values() if dtype == E4M3.dtype)
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ class _Journal:
             raise InputError(self.path, expected="a record of a conversion", found=f"{error!r}") from error
         if begun != self.fingerprint:
             expected = "the conversion that this command describes"
-            found = "one from another source or with other options; remove it, or choose another OUT"
+            found = "one from another source or with other options: give these again, remove it, or choose another OUT"
             raise InputError(self.path, expected=expected, found=found)
 
     def holds(self, shard: Shard) -> bool:
@@ -358,7 +357,7 @@ def _encode(name: str, stored_as: str, weights: StoredWeights, storage: Storage)
         InputError: inf or NaN where FP8 is asked for.
     """
     fine = weights.scale_format == "ue8m0" or not storage.power_of_two
-    if stored_as in weights.scales and storage.quantises(name) and fine:
+    if stored_as in weights.scales and storage.quantises(name, tuple(weights.places[stored_as].entry.shape)) and fine:
         return {name: weights.read_bytes(stored_as), name + SCALE: weights.read_scale(stored_as)}
     try:
         return storage.encode(name, weights.read(stored_as))
@@ -375,7 +374,7 @@ def _finish(source: Path, out: Path, plan: _Plan, result: Conversion, journal: _
         (journal.folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     for name in result.companions:
         shutil.copyfile(source / name, journal.folder / name)
-    write_config(plan.config, plan.storage, journal.folder)
+    write_config(plan.config, plan.storage, journal.folder, plan.storage.left_out(shapes_on_disk(plan.config)))
     wanted = {*journal.finished, *result.companions, CONFIG, *([INDEX] if len(plan.shards) > 1 else [])}
     for path in journal.folder.iterdir():
         if path.name not in wanted:  # what an earlier start left behind

@@ -18,6 +18,7 @@ What comes back bit by bit (tests/core_model/test_convert.py):
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +36,16 @@ Declared = tuple[torch.dtype, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Storage:
-    """dtype: float32, bfloat16, ... or float8_e4m3fn; power_of_two: round FP8's scales up to powers of two (V3.1)."""
+    """dtype: float32, bfloat16, ... or float8_e4m3fn.
+
+    power_of_two: round FP8's scales up to powers of two (V3.1).
+    whole_blocks: leave in BF16 what FP8's blocks do not divide, and say so in config.json. V3 quantises it too, but
+        transformers infers the size of blocks from the numbers of rows and scales, and gets another one there.
+    """
 
     dtype: torch.dtype
     power_of_two: bool = False
+    whole_blocks: bool = False
 
     @property
     def is_fp8(self) -> bool:
@@ -49,12 +56,19 @@ class Storage:
         """Of what is not quantised."""
         return torch.bfloat16 if self.is_fp8 else self.dtype
 
-    def quantises(self, name: str) -> bool:
-        return self.is_fp8 and IN_FP8.search(name) is not None
+    def quantises(self, name: str, shape: tuple[int, ...]) -> bool:
+        if not self.is_fp8 or IN_FP8.search(name) is None:
+            return False
+        return not (self.whole_blocks and is_cut_off(shape))
+
+    def left_out(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+        """The modules whose weights `whole_blocks` leaves as they are."""
+        names = (name for name, shape in shapes.items() if IN_FP8.search(name) and not self.quantises(name, shape))
+        return [name.removesuffix(".weight") for name in names] if self.is_fp8 else []
 
     def declare(self, name: str, shape: tuple[int, ...]) -> dict[str, Declared]:
         """The tensors a weight is stored as: one, or two where it is quantised."""
-        if self.quantises(name):
+        if self.quantises(name, shape):
             return {name: (self.dtype, shape), name + SCALE: (torch.float32, scale_shape(shape))}
         return {name: (torch.float32 if name.endswith(ROUTING_BIAS) else self.plain_dtype, shape)}
 
@@ -64,7 +78,7 @@ class Storage:
         Raises:
             ValueError: inf or NaN in a weight that is to be quantised.
         """
-        if not self.quantises(name):
+        if not self.quantises(name, tuple(tensor.shape)):
             ((dtype, _),) = self.declare(name, tuple(tensor.shape)).values()
             return {name: tensor.to(dtype)}
         q, scale = quantize_weight(tensor, power_of_two=self.power_of_two)
@@ -72,8 +86,14 @@ class Storage:
             raise ValueError(f"inf or NaN in {name}")
         return {name: q, name + SCALE: scale}
 
-    def quantization_config(self) -> dict[str, Any]:
+    def quantization_config(self, left_out: list[str]) -> dict[str, Any]:
         """What config.json says of FP8, in the words of V3 (and, with `scale_fmt`, of V3.1)."""
         fields = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8"}
         scales = {"scale_fmt": "ue8m0"} if self.power_of_two else {}
-        return {**fields, **scales, "weight_block_size": [TILE, TILE]}
+        others = {"modules_to_not_convert": left_out} if left_out else {}
+        return {**fields, **scales, "weight_block_size": [TILE, TILE], **others}
+
+
+def is_cut_off(shape: tuple[int, ...]) -> bool:
+    """Whether the last of FP8's blocks are cut off, while the first are not."""
+    return any(size > TILE and size % TILE for size in shape)

@@ -1,12 +1,13 @@
 """Exports load in transformers, and folders that transformers saved are imported, with the same weights and tokens.
 
 transformers 5.23 cannot run FP8 on CPU: it makes BF16 of it on loading. It takes the size of a block to be rows over
-rows of scales, which is 128 only where sizes are at most 128 or multiples of it; see the last test.
+rows of scales, which is 128 only where sizes are at most 128 or multiples of it: for others it wants whole blocks (`Storage`).
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.core_model.reference import random_model, random_tokens
 
 FP32, BF16 = Storage(torch.float32), Storage(torch.bfloat16)
 FP8, UE8M0 = Storage(torch.float8_e4m3fn), Storage(torch.float8_e4m3fn, power_of_two=True)
+WHOLE = Storage(torch.float8_e4m3fn, whole_blocks=True)
 # Several blocks a matrix, all of them whole: [256, 256], [256, 128] and so on.
 BLOCKS = {
     "hidden_size": 256,
@@ -77,6 +79,31 @@ def test_an_export_is_the_same_model_there(case, storage, tmp_path):
         convert_folder(folder, tmp_path / "bf16", BF16)
     ours = V3ForCausalLM.from_pretrained(tmp_path / "bf16" if storage.is_fp8 else folder).eval()
     assert_same_model(ours, load_theirs(folder))
+
+
+# Of attention, of experts and of the dense feed-forward: sizes above a block that blocks do not divide.
+CUT_OFF = {**BLOCKS, "kv_lora_rank": 160, "q_lora_rank": 192, "moe_intermediate_size": 144, "intermediate_size": 129}
+
+
+@pytest.mark.parametrize("storage", [WHOLE, replace(WHOLE, power_of_two=True)], ids=["fp8", "fp8 ue8m0"])
+def test_with_whole_blocks_alone_an_fp8_export_of_any_sizes_is_the_same_model_there(storage, tmp_path):
+    folder = export(CUT_OFF, storage, tmp_path)
+    left_out = json.loads((folder / "config.json").read_text())["quantization_config"]["modules_to_not_convert"]
+    assert "model.layers.0.self_attn.q_a_proj" in left_out and "model.layers.1.mlp.experts.0.down_proj" in left_out
+    assert "model.layers.0.self_attn.o_proj" not in left_out
+    assert convert_folder(folder, tmp_path / "bf16", BF16).cut_off == 0
+    assert_same_model(V3ForCausalLM.from_pretrained(tmp_path / "bf16").eval(), load_theirs(folder))
+
+
+def test_the_examples_models_with_whole_blocks(tmp_path):
+    """nano as it is, whose kv_b_proj has 192 rows."""
+    random_model(V3Config.preset("nano")).save_pretrained(tmp_path / "model")
+    for name, storage in (("fp8", FP8), ("whole", WHOLE)):
+        cut_off = convert_folder(tmp_path / "model", tmp_path / name, storage).cut_off
+        assert cut_off == (5 if storage is FP8 else 0)
+    convert_folder(tmp_path / "whole", tmp_path / "bf16", BF16)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "whole").float().eval()
+    assert_same_model(V3ForCausalLM.from_pretrained(tmp_path / "bf16").eval(), theirs)
 
 
 def test_without_mtp_nothing_is_unexpected_there(tmp_path):

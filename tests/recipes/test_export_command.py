@@ -69,7 +69,7 @@ def test_export_in_fp8_and_back_by_import(run_folder, tmp_path):
     assert config["quantization_config"]["scale_fmt"] == "ue8m0" and config["num_nextn_predict_layers"] == 0
     assert len(list((tmp_path / "fp8").glob("model-*-of-*.safetensors"))) > 2
     result = trivium("import", tmp_path / "fp8", tmp_path / "back")
-    assert "128 does not divide" not in result.stdout
+    assert "128 does not divide" not in result.stderr
     assert result.exit_code == 0 and "weights as bfloat16" in result.stdout and "no MTP module;" in result.stdout
     before = V3ForCausalLM.from_pretrained(tmp_path / "fp8").state_dict()
     after = V3ForCausalLM.from_pretrained(tmp_path / "back").state_dict()
@@ -80,7 +80,12 @@ def test_fp8_that_transformers_would_read_wrongly_is_said(run_folder, tmp_path):
     """nano's kv_b_proj has 192 rows: two rows of scales, of which it makes blocks of 96."""
     result = trivium("export", run_folder, tmp_path / "fp8", "--dtype", "fp8")
     assert result.exit_code == 0
-    assert "3 weights have a size above 128 that 128 does not divide: transformers reads these wrongly" in result.stdout
+    assert "3 weights have a size above 128 that 128 does not divide" in result.stderr
+    assert "give --whole-blocks" in result.stderr and "128 does not divide" not in result.stdout
+    result = trivium("export", run_folder, tmp_path / "whole", "--dtype", "fp8", "--whole-blocks")
+    assert result.exit_code == 0 and "128 does not divide" not in result.stderr
+    result = trivium("export", run_folder, tmp_path / "bf16", "--whole-blocks")
+    assert "--whole-blocks: expected it together with --dtype fp8" in str(result.exception)
 
 
 def test_import_keeps_the_type_unless_told(run_folder, tmp_path):
