@@ -1,7 +1,7 @@
 """Exports load in transformers, and folders that transformers saved are imported, with the same weights and tokens.
 
 transformers 5.23 cannot run FP8 on CPU: it makes BF16 of it on loading. It takes the size of a block to be rows over
-rows of scales, which is 128 only where sizes are at most 128 or multiples of it: for others it wants whole blocks (`Storage`).
+rows of scales, which is 128 only where sizes are at most 128 or multiples of it; for others it wants whole blocks.
 """
 
 from __future__ import annotations
