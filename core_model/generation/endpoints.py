@@ -343,9 +343,8 @@ class Chat(_Endpoint[ChatRequest]):
     def choices(self) -> list[dict[str, Any]]:
         shown = []
         for index, reply in enumerate(self.replies):
-            message: dict[str, Any] = {"role": "assistant", "content": reply.content}
-            if reply.reasoning:
-                message["reasoning_content"] = reply.reasoning
+            # Null, not left out: clients read the attribute of any reply.
+            message = {"role": "assistant", "content": reply.content, "reasoning_content": reply.reasoning or None}
             logprobs = {"content": reply.logprobs} if self.body.logprobs else None
             shown.append(
                 {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reply.finish_reason}

@@ -240,8 +240,9 @@ def _listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
-        found = error.strerror or str(error)
-        raise InputError("trivium serve", where=f"{host}:{port}", expected="a free address", found=found) from error
+        # Python adds the address to the system's words, where these are an errno's and not a name server's.
+        found = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+        raise InputError("--port", where=f"{host}:{port}", expected="a free address", found=found) from error
 
 
 def _is_loopback(host: str) -> bool:

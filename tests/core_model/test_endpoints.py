@@ -66,7 +66,7 @@ def test_a_thought_is_apart_and_can_be_limited(server, tokenizer):
         )
 
     none = ask(max_thinking_tokens=0)
-    assert getattr(none.choices[0].message, "reasoning_content", None) is None
+    assert none.choices[0].message.reasoning_content is None
     assert none.usage.completion_tokens_details.reasoning_tokens == 0
     assert THINK not in none.choices[0].message.content and END_THINK not in none.choices[0].message.content
     with pytest.raises(openai.BadRequestError, match="at least 6 and at most 3"):
@@ -94,7 +94,7 @@ def test_a_thought_ends_at_its_limit_and_a_reply_without_one_is_left_alone(serve
     assert len(free.choices[number].message.reasoning_content) > len(message.reasoning_content)
     thoughtless = 0
     for one, limited in zip(free.choices, done.choices, strict=True):
-        if not hasattr(one.message, "reasoning_content"):
+        if one.message.reasoning_content is None:
             thoughtless += 1
             assert limited.message == one.message and limited.finish_reason == one.finish_reason
     assert thoughtless
