@@ -30,6 +30,7 @@ from core_model.precision.fp8 import E4M3, TILE, quantize_weight, scale_shape
 
 SCALE = "_scale_inv"  # after the weight's name
 IN_FP8 = re.compile(r"\.(self_attn\.\w+_proj(_with_mqa)?|mlp(\.experts\.\d+|\.shared_experts)?\.\w+_proj)\.weight$")
+EXPERT = re.compile(r"\.experts\.\d+\.\w+$")
 
 Declared = tuple[torch.dtype, tuple[int, ...]]
 
@@ -62,9 +63,15 @@ class Storage:
         return not (self.whole_blocks and is_cut_off(shape))
 
     def left_out(self, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-        """The modules whose weights `whole_blocks` leaves as they are."""
+        """The modules that `whole_blocks` leaves as they are, by the names that transformers replaces modules under.
+
+        Those are a layer's experts all at once, and the head too: it is left out by itself only where no list is given.
+        """
+        if not self.is_fp8:
+            return []
         names = (name for name, shape in shapes.items() if IN_FP8.search(name) and not self.quantises(name, shape))
-        return [name.removesuffix(".weight") for name in names] if self.is_fp8 else []
+        modules = dict.fromkeys(EXPERT.sub(".experts", name.removesuffix(".weight")) for name in names)
+        return [*modules, "lm_head"] if modules else []
 
     def declare(self, name: str, shape: tuple[int, ...]) -> dict[str, Declared]:
         """The tensors a weight is stored as: one, or two where it is quantised."""

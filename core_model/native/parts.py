@@ -97,7 +97,7 @@ def _found(layer: DecoderLayer) -> Parts:
     else:
         norms.append(_part(attention, "q_a_layernorm", RMSNorm))
         q_a, q_norm, q_b = _linear(attention, "q_a_proj"), _weight(norms[-1]), _linear(attention, "q_b_proj")
-    mlp, gate = layer._modules["mlp"], None
+    mlp, gate = layer._modules.get("mlp"), None
     routed: tuple[nn.Parameter, ...] = ()
     if type(mlp) is MoE:
         _part(layer, "mlp", MoE)
@@ -121,7 +121,7 @@ def _found(layer: DecoderLayer) -> Parts:
         *(_linear(dense, name) for name in ("gate_proj", "up_proj", "down_proj")),
         *routed,
     )
-    bias = None if gate is None else gate._buffers["e_score_correction_bias"]
+    bias = None if gate is None else gate._buffers.get("e_score_correction_bias")
     return Parts(attention, mlp, gate, bias, before.eps, weights)
 
 
@@ -161,7 +161,7 @@ def _fits(parts: Parts) -> bool:
         widths.append(latent)
         sizes += [(w.q_a, (latent, dim)), (w.q_norm, (latent,)), (w.q_b, (query, latent))]
     if parts.gate is not None:
-        if not _routes(parts.gate, cast(Tensor, parts.bias)):
+        if parts.bias is None or not _routes(parts.gate, parts.bias):
             return False
         router, gate_up, down = (cast(nn.Parameter, one) for one in w[-3:])
         experts, width = parts.gate.experts, down.shape[-1]

@@ -284,12 +284,18 @@ def bias_in_bf16(layer: nn.Module) -> None:
     layer.mlp.gate.e_score_correction_bias = layer.mlp.gate.e_score_correction_bias.bfloat16()
 
 
+def bias_as_a_parameter(layer: nn.Module) -> None:
+    bias = layer.mlp.gate.e_score_correction_bias.clone()
+    del layer.mlp.gate.e_score_correction_bias
+    layer.mlp.gate.e_score_correction_bias = nn.Parameter(bias)
+
+
 def bias_of_one(layer: nn.Module) -> None:
     layer.mlp.gate.e_score_correction_bias = torch.zeros(1)
 
 
 CHANGES = [to_bf16, transposed, to_meta, parametrized, narrower, fewer_experts, more_heads, more_experts, more_chosen,
-           other_eps, bias_in_bf16, bias_of_one]  # fmt: skip
+           other_eps, bias_in_bf16, bias_as_a_parameter, bias_of_one]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)

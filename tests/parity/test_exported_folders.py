@@ -7,13 +7,16 @@ rows of scales, which is 128 only where sizes are at most 128 or multiples of it
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_transformers import BASE, YARN, assert_equal, logits, pair
-from transformers import AutoModelForCausalLM, DeepseekV3ForCausalLM
+from transformers import AutoModelForCausalLM, DeepseekV3Config, DeepseekV3ForCausalLM, FineGrainedFP8Config
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from core_model.checkpoint import Storage, convert_folder
 from core_model.config import V3Config
@@ -89,10 +92,28 @@ CUT_OFF = {**BLOCKS, "kv_lora_rank": 160, "q_lora_rank": 192, "moe_intermediate_
 def test_with_whole_blocks_alone_an_fp8_export_of_any_sizes_is_the_same_model_there(storage, tmp_path):
     folder = export(CUT_OFF, storage, tmp_path)
     left_out = json.loads((folder / "config.json").read_text())["quantization_config"]["modules_to_not_convert"]
-    assert "model.layers.0.self_attn.q_a_proj" in left_out and "model.layers.1.mlp.experts.0.down_proj" in left_out
-    assert "model.layers.0.self_attn.o_proj" not in left_out
+    assert "model.layers.0.self_attn.q_a_proj" in left_out and "model.layers.0.self_attn.o_proj" not in left_out
     assert convert_folder(folder, tmp_path / "bf16", BF16).cut_off == 0
     assert_same_model(V3ForCausalLM.from_pretrained(tmp_path / "bf16").eval(), load_theirs(folder))
+
+
+@pytest.mark.parametrize("case", [CUT_OFF, {**BLOCKS, "kv_lora_rank": 160}, BLOCKS], ids=["all", "one", "none"])
+def test_what_transformers_runs_in_fp8_is_what_lies_in_fp8(case, tmp_path):
+    """On a GPU it replaces modules before it loads them; which, is seen on the meta device."""
+    folder = export(case, WHOLE, tmp_path, mtp=False)
+    fields = json.loads((folder / "config.json").read_text())
+    quantization = fields.pop("quantization_config")
+    known = {key: quantization[key] for key in ("modules_to_not_convert", "weight_block_size") if key in quantization}
+    with torch.device("meta"):
+        theirs = DeepseekV3ForCausalLM(DeepseekV3Config.from_dict(fields))
+    quantizer = AutoHfQuantizer.from_config(FineGrainedFP8Config(**known), pre_quantized=True)
+    quantizer._process_model_before_weight_loading(theirs)
+    stored = set()
+    for shard in folder.glob("*.safetensors"):
+        scales = (name for name in load_file(shard) if name.endswith(".weight_scale_inv"))
+        stored |= {name.removesuffix(".weight_scale_inv") for name in scales}
+    in_fp8 = {re.sub(r"(?<=experts)\.\d+\.\w+$", "", name) for name in stored}
+    assert in_fp8 == {name for name, module in theirs.named_modules() if type(module).__name__.startswith("FP8")}
 
 
 def test_the_examples_models_with_whole_blocks(tmp_path):
