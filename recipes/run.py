@@ -216,6 +216,11 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
             raise ValueError(f"one of the keys {', '.join(sorted(keys))} is missing")
         if provenance["status"] not in (RUNNING, COMPLETE):
             raise ValueError(f"the status {provenance['status']!r}")
+        inputs = provenance["inputs"]
+        if not isinstance(inputs, dict) or not all(
+            isinstance(one, dict) and "sha256" in one for one in inputs.values()
+        ):
+            raise ValueError(f"the inputs {inputs!r}")
     except ValueError as error:
         raise InputError(path, expected="the provenance of a run", found=str(error)) from error
     return provenance

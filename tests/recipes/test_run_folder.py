@@ -159,7 +159,15 @@ def test_leftovers_without_provenance_are_refused(tmp_run):
         open_run(tmp_run)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "done"}', '{"status": "running", "inputs": {}}'])
+ODD_INPUTS = [
+    json.dumps({"status": "running", "inputs": inputs, "recipe": {}, "wandb_run_id": None})
+    for inputs in ("x", [1], None, {"corpus": 1}, {"corpus": {"path": "x"}})
+]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"status": "done"}', '{"status": "running", "inputs": {}}', *ODD_INPUTS]
+)
 def test_a_damaged_provenance_is_one_message(tmp_run, text):
     tmp_run.mkdir(parents=True)
     (tmp_run / "provenance.json").write_text(text)
