@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from reference import relative_difference
 
 from core_model import V3Config, V3ForCausalLM, native
 from core_model.native import training
@@ -56,3 +57,43 @@ def gradients(model: V3ForCausalLM, tokens, labels=None, **inputs) -> dict[str, 
     loss.backward()
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     return {**found, "loss": loss.detach()}
+
+
+def check_against_fp32(model: V3ForCausalLM, tokens, **inputs) -> None:
+    """In every parameter as near to PyTorch's operations in fp32 as those in bf16 are; in fp32 by its last digits."""
+    dtype, compiled = model.compute_dtype, gradients(model, tokens, **inputs)
+    with operations():
+        rounded = gradients(model, tokens, **inputs)
+        model.compute_dtype = torch.float32
+        exact = gradients(model, tokens, **inputs)
+        model.compute_dtype = dtype
+    assert compiled.keys() == exact.keys()
+    for name, gradient in compiled.items():
+        assert gradient.dtype == torch.float32 and gradient.shape == exact[name].shape
+        if not exact[name].any():  # nothing to predict, or an expert without tokens
+            assert not gradient.any(), name
+            continue
+        if dtype == torch.float32:
+            # Gradients of scores are differences: over two or three keys little more than rounding is left of them.
+            assert relative_difference(gradient, exact[name]) < (1e-4 if tokens.shape[1] > 3 else 2e-3), name
+            continue
+        near = relative_difference(rounded[name], exact[name])
+        # The router's gradient is of differences between experts' outputs: of few tokens, rounding is a part of it.
+        assert relative_difference(gradient, exact[name]) < 2 * near + (0.15 if "mlp.gate." in name else 0.03), name
+
+
+THREE_HEADS = {"num_attention_heads": 3, "num_key_value_heads": 3}
+CONFIGURATIONS = {
+    "as nano": {},
+    "no latent of queries": {"q_lora_rank": None},
+    "all layers dense": {"first_k_dense_replace": 3},
+    "one group, two shared experts": {"n_group": 1, "topk_group": 1, "n_shared_experts": 2},
+    "all experts": {"n_group": 1, "topk_group": 1, "n_routed_experts": 3, "num_experts_per_tok": 3},
+    "weights not normalised, scaled": {"norm_topk_prob": False, "routed_scaling_factor": 2.5},
+    "values wider than keys": {"v_head_dim": 64},
+    "widths of several panels": {"hidden_size": 144, "qk_nope_head_dim": 80, **THREE_HEADS},
+    "yarn": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "beta_fast": 32,
+                         "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+}  # fmt: skip

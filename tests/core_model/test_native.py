@@ -17,7 +17,6 @@ from core_model.cache import LatentCache
 from core_model.generation import Engine, SamplingParams, compiled
 from core_model.generation.compiled import PANEL, CompiledLayers, CompiledLinear
 from core_model.generation.decode import DecodePath
-from core_model.native import training
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 FAR = 2500  # positions: several stretches
@@ -195,23 +194,6 @@ def test_without_it_decoding_is_the_same(fault, fresh, monkeypatch, tmp_path, ca
     monkeypatch.undo()
     native._loaded.cache_clear()
     assert Engine(model).generate(prompt, params)[0][0].token_ids == slow.token_ids
-
-
-@pytest.mark.parametrize(
-    ("avx2", "bf16", "amx", "served"),
-    [
-        (False, False, False, set()),
-        (True, False, False, {torch.float32}),
-        (True, True, False, {torch.float32, torch.bfloat16}),
-        (True, True, True, {torch.float32}),  # PyTorch's products in bf16 are faster
-    ],
-)
-def test_which_training_is_compiled(avx2, bf16, amx, served, monkeypatch):
-    for name, value in {"avx2": avx2, "avx512_bf16": bf16, "amx_tile": amx}.items():
-        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda value=value: value)
-    monkeypatch.setattr(native, "reason_against", lambda name: None)
-    asked = (torch.float32, torch.bfloat16, torch.float16)
-    assert {dtype for dtype in asked if training.reason_against.__wrapped__(dtype) is None} == served
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo:UserWarning")

@@ -6,59 +6,25 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-import torch.nn.functional as F
-from compiled import both, gradients, needs_compiler, operations, training_model
+from compiled import (
+    CONFIGURATIONS,
+    THREE_HEADS,
+    both,
+    check_against_fp32,
+    gradients,
+    needs_compiler,
+    operations,
+    training_model,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import random_tokens, relative_difference
 
-from core_model import V3ForCausalLM, native
-from core_model.loss import cross_entropy_sum
 from core_model.moe.balance import router_statistics
 from core_model.native import decoder as native_decoder
 from core_model.parallel.engine import MicroBatch, TorchEngine
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("wherever_it_compiles")]
-
-
-def check_against_fp32(model: V3ForCausalLM, tokens, **inputs) -> None:
-    """In every parameter as near to PyTorch's operations in fp32 as those in bf16 are; in fp32 by its last digits."""
-    dtype, compiled = model.compute_dtype, gradients(model, tokens, **inputs)
-    with operations():
-        rounded = gradients(model, tokens, **inputs)
-        model.compute_dtype = torch.float32
-        exact = gradients(model, tokens, **inputs)
-        model.compute_dtype = dtype
-    assert compiled.keys() == exact.keys()
-    for name, gradient in compiled.items():
-        assert gradient.dtype == torch.float32 and gradient.shape == exact[name].shape
-        if not exact[name].any():  # nothing to predict, or an expert without tokens
-            assert not gradient.any(), name
-            continue
-        if dtype == torch.float32:
-            # Gradients of scores are differences: over two or three keys little more than rounding is left of them.
-            assert relative_difference(gradient, exact[name]) < (1e-4 if tokens.shape[1] > 3 else 2e-3), name
-            continue
-        near = relative_difference(rounded[name], exact[name])
-        # The router's gradient is of differences between experts' outputs: of few tokens, rounding is a part of it.
-        assert relative_difference(gradient, exact[name]) < 2 * near + (0.15 if "mlp.gate." in name else 0.03), name
-
-
-THREE_HEADS = {"num_attention_heads": 3, "num_key_value_heads": 3}
-CONFIGURATIONS = {
-    "as nano": {},
-    "no latent of queries": {"q_lora_rank": None},
-    "all layers dense": {"first_k_dense_replace": 3},
-    "one group, two shared experts": {"n_group": 1, "topk_group": 1, "n_shared_experts": 2},
-    "all experts": {"n_group": 1, "topk_group": 1, "n_routed_experts": 3, "num_experts_per_tok": 3},
-    "weights not normalised, scaled": {"norm_topk_prob": False, "routed_scaling_factor": 2.5},
-    "values wider than keys": {"v_head_dim": 64},
-    "widths of several panels": {"hidden_size": 144, "qk_nope_head_dim": 80, **THREE_HEADS},
-    "yarn": {
-        "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "beta_fast": 32,
-                         "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0},
-    },
-}  # fmt: skip
 
 
 @both
@@ -223,22 +189,3 @@ def test_broken_states_do_not_look_sound(dtype):
     with torch.no_grad():
         model.model.layers[1].self_attn.kv_b_proj.weight[0, 0] = float("nan")
     assert gradients(model, random_tokens(2, 40, vocabulary=48))["loss"].isnan()
-
-
-@both
-@pytest.mark.parametrize(
-    "flags",
-    [("-mno-avx", "-DVECTOR_BYTES=64"), ("-mno-avx",)],
-    ids=["laid out as for AVX-512", "four numbers a register"],
-)
-def test_registers_of_other_processors(flags, dtype, monkeypatch, tmp_path_factory):
-    """Blocks and panels of other widths than here; the same sums."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "compiled"))
-    monkeypatch.setattr(native, "FLAGS", ("-O1", *native.FLAGS[1:], *flags))
-    library = native._opened("train")
-    monkeypatch.setattr(native, "library", lambda name: library)
-    for changes in ({}, CONFIGURATIONS["widths of several panels"]):
-        check_against_fp32(training_model(dtype, **changes), random_tokens(3, 101, vocabulary=48))
-    hidden, weight, labels = torch.randn(70, 32).to(dtype), torch.randn(80, 32), torch.arange(70)
-    expected = F.cross_entropy(hidden.float() @ weight.T, labels, reduction="sum")
-    torch.testing.assert_close(cross_entropy_sum(hidden, weight, labels), expected, rtol=5e-3, atol=0)
