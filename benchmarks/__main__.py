@@ -14,7 +14,7 @@ from rich.table import Table
 from benchmarks.measure import BenchmarkRow
 from core_model.errors import InputError
 
-NAMES = ("attention", "experts", "train_step", "decode", "prefill", "speculation", "judge")
+NAMES = ("attention", "experts", "train_step", "traffic", "decode", "prefill", "speculation", "judge")
 
 
 def show(name: str, rows: list[BenchmarkRow]) -> None:

@@ -18,7 +18,7 @@ from core_model.cache import LatentCache
 from core_model.config import V3Config
 from core_model.documents import Documents
 from core_model.norm import RMSNorm
-from core_model.precision import Linear
+from core_model.precision import Linear, autocast_dtype
 from core_model.recompute import derived
 from core_model.rope import rotate, softmax_scale
 
@@ -107,8 +107,7 @@ class MultiHeadLatentAttention(nn.Module):
         """Queries, keys and values written out per head; [B, T, H*V]."""
         documents = None if context.cache is not None else context.documents
         dtype, device = latent.dtype, latent.device
-        autocast = torch.is_autocast_enabled(device.type)
-        computed = torch.get_autocast_dtype(device.type) if autocast else dtype
+        computed = autocast_dtype(device) or dtype
         masked = context.visible is not None
         kernel = kernel_for(device, computed, self.nope + self.rope, self.value, documents, masked=masked)
 

@@ -8,13 +8,28 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from core_model.autograd import differentiable_once
+from core_model.fused import fused
 from core_model.native import training
 
 IGNORE = -100
 CHUNK = 1024  # tokens whose logits exist at once
+# On an accelerator as many tokens as have this many logits (1 GiB in bf16): the head's gradient is read and written
+# once a chunk, with V3's vocabulary more bytes than the logits of 1,024 tokens.
+ACCELERATOR_LOGITS = 2**29
+
+
+@fused
+def loss_and_dlogits(logits_NW: Tensor, label_N1: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Sum of -log p(label), fp32, and its gradient in `dtype`."""
+    log_probs = torch.log_softmax(logits_NW.float(), dim=-1)
+    picked_N1 = log_probs.gather(1, label_N1)
+    dlogits = log_probs.exp_().to(dtype)
+    # p - 1 before it is rounded: where p is nearly 1, rounding p would leave nothing of it.
+    return -picked_N1.sum(), dlogits.scatter_(1, label_N1, picked_N1.expm1().to(dtype))
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -32,21 +47,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             return torch.tensor(loss, dtype=torch.float32, device=hidden_ND.device)
         weight_WD = weight_WD.to(hidden_ND.dtype)
         dhidden = torch.empty_like(hidden_ND) if need_hidden else None
-        dweight = torch.zeros_like(weight_WD, dtype=torch.float32) if need_weight else None
+        dweight = torch.zeros_like(weight_WD, dtype=torch.float32) if need_weight and not len(hidden_ND) else None
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         for start in range(0, len(hidden_ND), chunk):
             part = slice(start, start + chunk)
-            log_probs = torch.log_softmax((hidden_ND[part] @ weight_WD.T).float(), dim=-1)
-            labels = labels_N[part, None]
-            total -= log_probs.gather(1, labels).sum()
-            if need_hidden or need_weight:
-                dlogits = log_probs.exp_()
-                dlogits.scatter_add_(1, labels, torch.full_like(labels, -1, dtype=dlogits.dtype))
-                dlogits = dlogits.to(hidden_ND.dtype)
-                if dhidden is not None:
-                    torch.mm(dlogits, weight_WD, out=dhidden[part])
-                if dweight is not None:
-                    dweight += dlogits.T @ hidden_ND[part]
+            logits = hidden_ND[part] @ weight_WD.T
+            if not (need_hidden or need_weight):
+                total += F.cross_entropy(logits.float(), labels_N[part], reduction="sum")
+                continue
+            part_loss, dlogits = loss_and_dlogits(logits, labels_N[part, None], hidden_ND.dtype)
+            total += part_loss
+            if dhidden is not None:
+                torch.mm(dlogits, weight_WD, out=dhidden[part])
+            if need_weight:
+                product = dlogits.T @ hidden_ND[part]
+                dweight = product.float() if dweight is None else dweight.add_(product)
         ctx.save_for_backward(dhidden, dweight)
         return total
 
@@ -63,13 +78,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         )
 
 
-def cross_entropy_sum(hidden: Tensor, weight_WD: Tensor, labels: Tensor, chunk: int = CHUNK) -> Tensor:
+def cross_entropy_sum(hidden: Tensor, weight_WD: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
     """Sum over tokens of -log p(label), fp32 scalar; labels of IGNORE are left out before any work.
 
     Args:
         hidden: [..., D], states for the output head.
         weight_WD: the head.
         labels: [...], the token each state should predict.
+        chunk: tokens whose logits exist at once; None for what suits the device.
     """
     hidden_ND, labels_N = hidden.flatten(0, -2), labels.flatten()
     if not torch.is_grad_enabled():
@@ -77,7 +93,12 @@ def cross_entropy_sum(hidden: Tensor, weight_WD: Tensor, labels: Tensor, chunk: 
     kept = (labels_N != IGNORE).nonzero().squeeze(1)
     if len(kept) < len(labels_N):
         hidden_ND, labels_N = hidden_ND.index_select(0, kept), labels_N.index_select(0, kept)
-    return _ChunkedCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk)
+    return _ChunkedCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk or chunk_on(hidden.device, len(weight_WD)))
+
+
+def chunk_on(device: torch.device, vocabulary: int) -> int:
+    """Tokens whose logits exist at once."""
+    return CHUNK if device.type == "cpu" else max(CHUNK, ACCELERATOR_LOGITS // vocabulary)
 
 
 @torch.no_grad()
@@ -88,7 +109,7 @@ def token_losses(hidden_BTD: Tensor, weight_WD: Tensor, labels_BT: Tensor, chunk
     losses = hidden_ND.new_zeros(len(labels_N), dtype=torch.float32)
     for start in range(0, len(hidden_ND), chunk):
         part = slice(start, start + chunk)
-        losses[part] = torch.nn.functional.cross_entropy(
+        losses[part] = F.cross_entropy(
             (hidden_ND[part] @ weight_WD.T).float(), labels_N[part], ignore_index=IGNORE, reduction="none"
         )
     return losses.view_as(labels_BT)

@@ -8,35 +8,47 @@ import torch
 from torch import Tensor, nn
 
 from core_model.autograd import differentiable_once
+from core_model.fused import fused
 from core_model.native import training
-from core_model.recompute import derived, drops_derived
+from core_model.recompute import derived
+
+
+@fused
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x / rms(x) * weight in x's dtype, and 1 / rms(x) in fp32 [..., 1], in which all of it is worked out.
+
+    In place: the composite takes 1.6 to 4 times as long on CPU (LABBOOK.md).
+    """
+    unit = x.to(torch.float32, copy=True)
+    mean_square = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).square_().div_(unit.shape[-1])
+    inverse = mean_square.add_(eps).rsqrt_()
+    return (unit.mul_(inverse) * weight).to(x.dtype), inverse
+
+
+@fused
+def rms_norm_backward(dy: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x, in its dtype, and of the weight, fp32 [D]."""
+    unit = x.to(torch.float32, copy=True).mul_(inverse)
+    grad = dy.to(torch.float32, copy=True)
+    dweight = (grad * unit).flatten(0, -2).sum(0)
+    grad.mul_(weight)
+    along = torch.linalg.vecdot(grad, unit).unsqueeze(-1).div_(unit.shape[-1])
+    return grad.addcmul_(unit, along, value=-1).mul_(inverse).to(x.dtype), dweight
 
 
 class _RMSNormFunction(torch.autograd.Function):
-    """Statistics and products in fp32, in place; the composite takes 1.6 to 4 times as long on CPU (LABBOOK.md)."""
+    """Keeps its input, which the residual stream keeps as well."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, keep_input: bool) -> Tensor:
-        unit = x.to(torch.float32, copy=True)
-        mean_square = torch.linalg.vector_norm(unit, dim=-1, keepdim=True).square_().div_(unit.shape[-1])
-        inverse = mean_square.add_(eps).rsqrt_()
-        unit.mul_(inverse)
-        ctx.save_for_backward(x if keep_input else unit, inverse, weight)
-        ctx.keep_input = keep_input
-        return (unit * weight).to(x.dtype)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, inverse = rms_norm(x, weight, eps)
+        ctx.save_for_backward(x, inverse, weight)
+        return y
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        unit, inverse, weight = ctx.saved_tensors
-        if ctx.keep_input:
-            unit = unit.to(torch.float32, copy=True).mul_(inverse)
-        grad = grads[0].to(torch.float32, copy=True)
-        dweight = (grad * unit).flatten(0, -2).sum(0)
-        grad.mul_(weight)
-        along = torch.linalg.vecdot(grad, unit).unsqueeze_(-1).div_(unit.shape[-1])
-        dx = grad.addcmul_(unit, along, value=-1).mul_(inverse)
-        return dx.to(grads[0].dtype), dweight, None, None
+        return *rms_norm_backward(grads[0], *ctx.saved_tensors), None
 
 
 class _CompiledRMSNorm(torch.autograd.Function):
@@ -72,4 +84,4 @@ class RMSNorm(nn.Module):
         weight = self.weight.float()
         if training.serves(x, weight):
             return _CompiledRMSNorm.apply(x, weight, self.eps)
-        return _RMSNormFunction.apply(x, weight, self.eps, drops_derived())
+        return _RMSNormFunction.apply(x, weight, self.eps)

@@ -25,6 +25,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from core_model.precision import autocast_dtype, autocast_to
+
 Recompute = Literal["none", "v3", "layer"]
 Made = TypeVar("Made", Tensor, tuple[Tensor, ...])
 Result = TypeVar("Result")
@@ -57,7 +59,7 @@ def derived(make: Callable[..., Made], *inputs: Tensor) -> Made:
 
 
 def drops_derived() -> bool:
-    """Whether "v3" is on; then a function of its own saves what it was given rather than what follows from it."""
+    """Whether "v3" is on; compiled layers, which keep what they like, stand back then."""
     return _active.get() is not None
 
 
@@ -65,16 +67,15 @@ class _Derivation:
     """How to make the outputs of one `derived`, and these once made."""
 
     def __init__(self, make: Callable[..., Any], inputs: tuple[Any, ...], device: torch.device) -> None:
-        self.make, self.inputs, self.device = make, inputs, device.type
-        self.autocast = torch.is_autocast_enabled(self.device)
-        self.autocast_dtype = torch.get_autocast_dtype(self.device)
+        self.make, self.inputs, self.device = make, inputs, device
+        self.autocast = autocast_dtype(device)
         self.made: tuple[Tensor, ...] | None = None
 
     def outputs(self) -> tuple[Tensor, ...]:
         """Made by the first reader; kept until the last one has let go of this object."""
         if self.made is None:
             inputs = [_unpack(x) for x in self.inputs]
-            with torch.no_grad(), torch.autocast(self.device, self.autocast_dtype, enabled=self.autocast):
+            with torch.no_grad(), autocast_to(self.device, self.autocast):
                 made = self.make(*inputs)
             self.made = made if isinstance(made, tuple) else (made,)
             self.inputs = ()

@@ -135,13 +135,11 @@ def _copies(config: V3Config, layer_index: int, dtypes: Dtypes) -> int:
 
 
 def _norm(dim: int, recompute: Recompute, width: int, *, feeds_product: bool = True) -> int:
-    """Of RMSNorm and its reader: its input and the inverse in fp32, or under "v3" the input as it came.
+    """Of RMSNorm and its reader: its input, the inverse in fp32, and but for "v3" its output.
 
     feeds_product: a product or convolution follows, which keeps the norm's output; else nobody does.
     """
-    if recompute == "v3":
-        return dim * width + FP32
-    return dim * FP32 + FP32 + (dim * width if feeds_product else 0)
+    return dim * width + FP32 + (dim * width if feeds_product and recompute != "v3" else 0)
 
 
 def _attention(config: V3Config, recompute: Recompute, width: int) -> int:
@@ -150,9 +148,9 @@ def _attention(config: V3Config, recompute: Recompute, width: int) -> int:
     if config.q_lora_rank is not None:
         kept += _norm(config.q_lora_rank, recompute, width)
     kept += heads * (kernel_dim * width + FP32)  # the kernel's output and its sums
+    kept += config.qk_rope_head_dim * width  # the rope key as it was projected, in one tensor with the latent
     if recompute == "v3":
-        # The rope key as it was projected (beside the latent, in one tensor) and as it was rotated.
-        return kept + 2 * config.qk_rope_head_dim * width
+        return kept + config.qk_rope_head_dim * width  # and as it was rotated
     kept += 3 * heads * kernel_dim * width  # q, k and v, all as wide as the widest
     narrowed = config.v_head_dim < kernel_dim  # then the output projection reads a copy
     return kept + heads * config.v_head_dim * width * narrowed
@@ -161,18 +159,16 @@ def _attention(config: V3Config, recompute: Recompute, width: int) -> int:
 def _feed_forward(config: V3Config, layer_index: int, recompute: Recompute, width: int) -> int:
     kept = _norm(config.hidden_size, recompute, width)
     if not config.is_moe_layer(layer_index):
-        return kept + 4 * config.intermediate_size * width  # gate, silu(gate), up, their product
+        return kept + 3 * config.intermediate_size * width  # gate, up, and the activation
     top_k, expert = config.num_experts_per_tok, config.moe_intermediate_size
     if recompute != "v3" and width != FP32:
         kept += config.hidden_size * FP32  # the router's input
     kept += _routing(config)
     if config.norm_topk_prob:
         kept += (top_k + 1) * FP32  # what is divided, and by what
-    # Rows of the experts: input, gate and up, silu(gate), their product, output; each row's token, each pair's row.
-    kept += top_k * (2 * config.hidden_size + 4 * expert) * width + 2 * top_k * 8
-    if width != FP32:
-        kept += top_k * width  # the weights in the dtype of the rows
-    return kept + 4 * config.n_shared_experts * expert * width
+    # Rows of the experts: gate and up; each row's token, each pair's row.
+    kept += top_k * 2 * expert * width + 2 * top_k * 8
+    return kept + 3 * config.n_shared_experts * expert * width
 
 
 def _routing(config: V3Config) -> int:
@@ -191,11 +187,12 @@ def _layer(config: V3Config, layer_index: int, recompute: Recompute, width: int)
 def _mtp(config: V3Config, depth: int, recompute: Recompute, width: int) -> int:
     """Of a module beyond its layer: its tokens, enorm, hnorm, the projection's input, shared_head.norm."""
     dim, tokens = config.hidden_size, 8
-    if recompute == "none":
-        return tokens + 3 * _norm(dim, recompute, width, feeds_product=False) + 2 * dim * width
     # The embedding, and from the second depth on the state before (the first reads the main model's, counted there).
-    inputs = (1 if depth == 0 else 2) * dim * width
-    return tokens + inputs + (0 if recompute == "layer" else dim * width + 3 * FP32)
+    kept = tokens + (1 if depth == 0 else 2) * dim * width
+    if recompute == "layer":
+        return kept
+    kept += dim * width + 3 * FP32  # what shared_head.norm reads; the inverses of the three
+    return kept + (2 * dim * width if recompute == "none" else 0)  # the projection's input
 
 
 def _around_layers(config: V3Config, recompute: Recompute, width: int) -> int:

@@ -3,15 +3,15 @@
 Shape suffixes: T tokens, K experts per token, D model, E experts, F expert width, P rows (token, expert) grouped by
 expert and padded.
 
-Two implementations behind one function. On CUDA `F.grouped_mm` takes all experts at once. On CPU a loop of plain
-GEMMs with a backward of our own, because (figures: LABBOOK.md) oneDNN builds a primitive per shape, so row counts are
-padded to a multiple of 32, and because indexing a stacked weight in a loop makes autograd fill and add a full-size
-gradient per expert.
+One function with a backward of its own over two kinds of products. On CUDA `F.grouped_mm` takes all experts at once. On
+CPU it is a loop of plain GEMMs, over row counts padded to a multiple of 32, since oneDNN builds a primitive per shape
+(LABBOOK.md).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from core_model.autograd import differentiable_once
 from core_model.config import V3Config
+from core_model.fused import fused
+from core_model.swiglu import weighted_activation, weighted_gradients
 
 ROW_MULTIPLE = 32
 FEW_ROWS_MULTIPLE = 4  # where an expert has less than half of that many rows: what is padded is computed
@@ -61,75 +63,136 @@ def group_rows(indices_TK: Tensor, experts: int, multiple: int, kept_TK: Tensor 
     return Rows(token_P, row_TK.view_as(indices_TK), padded_ends[:-1])
 
 
-def weighted_sum(y_PD: Tensor, row_TK: Tensor, weights_TK: Tensor | None) -> Tensor:
-    """sum_k weights[t, k] * y[row[t, k]], [T, D]; a gather, so that it is deterministic."""
+@fused
+def gathered_sum(y_PD: Tensor, row_TK: Tensor, kept_TK: Tensor | None) -> Tensor:
+    """sum_k y[row[t, k]] over the pairs that are kept, [T, D]; a gather, so that it is deterministic."""
     total = None
     for k in range(row_TK.shape[1]):
         term = y_PD.index_select(0, row_TK[:, k])
-        if weights_TK is not None:
-            term = term * weights_TK[:, k, None]
+        if kept_TK is not None:
+            term = term.masked_fill(~kept_TK[:, k, None], 0)
         total = term if total is None else total.add_(term)
     assert total is not None
     return total
 
 
-class _LoopedExperts(torch.autograd.Function):
-    """SwiGLU experts over grouped rows, one GEMM an expert and product, weight gradients written in place."""
+class Products(Protocol):
+    """The GEMMs of all experts over rows grouped by expert. What lies behind the last group is left as memory was."""
+
+    def times_transposed(self, x_PI: Tensor, weight_EOI: Tensor) -> Tensor:
+        """x W^T, [P, O]."""
+        ...
+
+    def times(self, x_PO: Tensor, weight_EOI: Tensor) -> Tensor:
+        """x W, [P, I]."""
+        ...
+
+    def of_rows(self, a_PO: Tensor, b_PI: Tensor) -> Tensor:
+        """a^T b of each group, [E, O, I]."""
+        ...
+
+
+class LoopedProducts:
+    """One GEMM after the other; the fast way on CPU. ends: where each expert's rows end."""
+
+    def __init__(self, ends: Tensor) -> None:
+        self.ends: list[int] = ends.tolist()
+
+    def groups(self) -> Iterator[tuple[int, slice]]:
+        start = 0
+        for expert, end in enumerate(self.ends):
+            if end > start:
+                yield expert, slice(start, end)
+            start = end
+
+    def times_transposed(self, x_PI: Tensor, weight_EOI: Tensor) -> Tensor:
+        y_PO = x_PI.new_empty(len(x_PI), weight_EOI.shape[1])
+        for expert, rows in self.groups():
+            torch.mm(x_PI[rows], weight_EOI[expert].T, out=y_PO[rows])
+        return y_PO
+
+    def times(self, x_PO: Tensor, weight_EOI: Tensor) -> Tensor:
+        y_PI = x_PO.new_empty(len(x_PO), weight_EOI.shape[2])
+        for expert, rows in self.groups():
+            torch.mm(x_PO[rows], weight_EOI[expert], out=y_PI[rows])
+        return y_PI
+
+    def of_rows(self, a_PO: Tensor, b_PI: Tensor) -> Tensor:
+        products_EOI = a_PO.new_zeros(len(self.ends), a_PO.shape[1], b_PI.shape[1])
+        for expert, rows in self.groups():
+            torch.mm(a_PO[rows].T, b_PI[rows], out=products_EOI[expert])
+        return products_EOI
+
+
+class GroupedProducts:
+    """`F.grouped_mm` of all experts at once, which makes nothing wait; the fast way on CUDA."""
+
+    def __init__(self, ends: Tensor) -> None:
+        self.ends = ends.to(torch.int32)
+
+    def times_transposed(self, x_PI: Tensor, weight_EOI: Tensor) -> Tensor:
+        return F.grouped_mm(x_PI, weight_EOI.transpose(1, 2), offs=self.ends)
+
+    def times(self, x_PO: Tensor, weight_EOI: Tensor) -> Tensor:
+        return F.grouped_mm(x_PO, weight_EOI, offs=self.ends)
+
+    def of_rows(self, a_PO: Tensor, b_PI: Tensor) -> Tensor:
+        return F.grouped_mm(a_PO.T, b_PI, offs=self.ends)
+
+
+def _in_rows(weights_TK: Tensor, token_P: Tensor, row_TK: Tensor) -> Tensor:
+    """Of each row the weight of its pair, [P]; 0 for rows that only pad."""
+    return weights_TK.new_zeros(len(token_P)).scatter_(0, row_TK.flatten(), weights_TK.flatten())
+
+
+class _Experts(torch.autograd.Function):
+    """SwiGLU experts over grouped rows, their weight gradients written in place.
+
+    A pair's weight goes into the activation, which is narrower than the output that it would otherwise scale, and its
+    gradient needs no output then. What is kept are tokens and SwiGLU's inputs, no rows.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, weights_TK: Tensor, gate_up: Tensor, down: Tensor, rows: Rows) -> Tensor:
-        ends = rows.ends.tolist()
-        x_PD = x_TD.index_select(0, rows.token_P)
-        h_P2F = x_PD.new_empty(len(x_PD), gate_up.shape[1])
-        y_PD = torch.empty_like(x_PD)
-        start = 0
-        for expert, end in enumerate(ends):
-            if end > start:
-                torch.mm(x_PD[start:end], gate_up[expert].T, out=h_P2F[start:end])
-            start = end
-        gate, up = h_P2F.chunk(2, dim=-1)
-        act_PF = F.silu(gate) * up
-        start = 0
-        for expert, end in enumerate(ends):
-            if end > start:
-                torch.mm(act_PF[start:end], down[expert].T, out=y_PD[start:end])
-            start = end
-        y_PD[start:] = 0  # what is not kept
-        ctx.save_for_backward(x_PD, h_P2F, act_PF, y_PD, weights_TK, gate_up, down, rows.token_P, rows.row_TK)
-        ctx.ends = ends
-        return weighted_sum(y_PD, rows.row_TK, weights_TK.to(x_TD.dtype))
+    def forward(
+        ctx: Any,
+        x_TD: Tensor,
+        weights_TK: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        rows: Rows,
+        kept_TK: Tensor | None,
+        products: Products,
+    ) -> Tensor:
+        h_P2F = products.times_transposed(x_TD.index_select(0, rows.token_P), gate_up)
+        weight_P = _in_rows(weights_TK.to(x_TD.dtype), rows.token_P, rows.row_TK)
+        y_PD = products.times_transposed(weighted_activation(h_P2F, weight_P), down)
+        ctx.save_for_backward(x_TD, h_P2F, weights_TK, gate_up, down, rows.token_P, rows.row_TK, kept_TK)
+        ctx.products = products
+        return gathered_sum(y_PD, rows.row_TK, kept_TK)
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (dy_TD,) = grads
-        x_PD, h_P2F, act_PF, y_PD, weights_TK, gate_up, down, token_P, row_TK = ctx.saved_tensors
-        dweights_TK = torch.stack(
-            [(dy_TD * y_PD.index_select(0, row_TK[:, k])).sum(-1, dtype=torch.float32) for k in range(row_TK.shape[1])],
-            dim=1,
-        )
-        weight_P = torch.zeros(len(token_P), dtype=dy_TD.dtype, device=dy_TD.device)  # 0 for rows that only pad
-        weight_P[row_TK.flatten()] = weights_TK.to(dy_TD.dtype).flatten()
-        dy_PD = dy_TD.index_select(0, token_P).mul_(weight_P[:, None])
-        dact_PF = torch.empty_like(act_PF)
-        dgate_up, ddown = torch.zeros_like(gate_up), torch.zeros_like(down)
-        start = 0
-        for expert, end in enumerate(ctx.ends):
-            if end > start:
-                torch.mm(dy_PD[start:end], down[expert], out=dact_PF[start:end])
-                torch.mm(dy_PD[start:end].T, act_PF[start:end], out=ddown[expert])
-            start = end
-        gate, up = h_P2F.chunk(2, dim=-1)
-        dh_P2F = torch.cat((torch.ops.aten.silu_backward(dact_PF * up, gate), dact_PF * F.silu(gate)), dim=-1)
-        dx_PD = torch.empty_like(x_PD)
-        start = 0
-        for expert, end in enumerate(ctx.ends):
-            if end > start:
-                torch.mm(dh_P2F[start:end], gate_up[expert], out=dx_PD[start:end])
-                torch.mm(dh_P2F[start:end].T, x_PD[start:end], out=dgate_up[expert])
-            start = end
-        dx_PD[start:] = 0
-        return weighted_sum(dx_PD, row_TK, None), dweights_TK, dgate_up, ddown, None
+        x_TD, h_P2F, weights_TK, gate_up, down, token_P, row_TK, kept_TK = ctx.saved_tensors
+        products: Products = ctx.products
+        need_x, need_weights, need_gate_up, need_down = ctx.needs_input_grad[:4]
+        dx_TD = dweights_TK = dgate_up = ddown = None
+        weight_P = _in_rows(weights_TK.to(dy_TD.dtype), token_P, row_TK)
+        dy_PD = dy_TD.index_select(0, token_P)
+        dh_P2F, dweight_P, act_PF = weighted_gradients(products.times(dy_PD, down), h_P2F, weight_P)
+        if need_weights:
+            dweights_TK = dweight_P[row_TK]
+            if kept_TK is not None:
+                dweights_TK.masked_fill_(~kept_TK, 0)
+        if need_down:
+            ddown = products.of_rows(dy_PD, act_PF)
+        del dy_PD, act_PF
+        if need_gate_up:
+            dgate_up = products.of_rows(dh_P2F, x_TD.index_select(0, token_P))
+        if need_x:
+            dx_TD = gathered_sum(products.times(dh_P2F, gate_up), row_TK, kept_TK)
+        return dx_TD, dweights_TK, dgate_up, ddown, None, None, None
 
 
 def looped_experts(
@@ -141,7 +204,7 @@ def looped_experts(
         many = indices_TK.numel() >= len(gate_up) * ROW_MULTIPLE // 2
         multiple = ROW_MULTIPLE if many else FEW_ROWS_MULTIPLE
     rows = group_rows(indices_TK, len(gate_up), multiple, kept_TK)
-    return _LoopedExperts.apply(x_TD, weights_TK, gate_up, down, rows)
+    return _Experts.apply(x_TD, weights_TK, gate_up, down, rows, kept_TK, LoopedProducts(rows.ends))
 
 
 def grouped_experts(
@@ -149,20 +212,7 @@ def grouped_experts(
 ) -> Tensor:
     """Experts through `F.grouped_mm`; the fast way on CUDA. [T, D]"""
     rows = group_rows(indices_TK, len(gate_up), 1, kept_TK)
-    ends = rows.ends.to(torch.int32)
-
-    def taken(x_PD: Tensor) -> Tensor:
-        """0 behind the last expert's rows, where products leave what memory held: in y, and backward's in dx."""
-        if kept_TK is None:
-            return x_PD
-        return x_PD.masked_fill((torch.arange(len(x_PD), device=ends.device) >= ends[-1]).unsqueeze(1), 0.0)
-
-    x_PD = taken(x_TD.index_select(0, rows.token_P))
-    h_P2F = F.grouped_mm(x_PD, gate_up.transpose(1, 2), offs=ends)
-    gate, up = h_P2F.chunk(2, dim=-1)
-    y_PD = taken(F.grouped_mm(F.silu(gate) * up, down.transpose(1, 2), offs=ends))
-    y_TKD = y_PD.index_select(0, rows.row_TK.flatten()).unflatten(0, rows.row_TK.shape)
-    return (y_TKD * weights_TK.to(y_TKD.dtype).unsqueeze(-1)).sum(dim=1)
+    return _Experts.apply(x_TD, weights_TK, gate_up, down, rows, kept_TK, GroupedProducts(rows.ends))
 
 
 class Experts(nn.Module):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core_model.config import V3Config
-from core_model.precision import KeepsFp32Buffers
+from core_model.precision import KeepsFp32Buffers, autocast_to
 from core_model.recompute import derived
 
 
@@ -77,7 +77,7 @@ class Gate(KeepsFp32Buffers):
         return top_k_low_index(biased, self.top_k)
 
     def forward(self, x_TD: Tensor) -> Routing:
-        with torch.autocast(x_TD.device.type, enabled=False):  # a trainer's autocast would route in bf16
+        with autocast_to(x_TD.device, None):  # a trainer's autocast would route in bf16
             return self.route(derived(Tensor.float, x_TD))
 
     def route(self, x_TD: Tensor) -> Routing:

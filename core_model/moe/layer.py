@@ -6,7 +6,6 @@ Source: V3 report §2.1.2, Eq. 12.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core_model.config import V3Config
@@ -14,6 +13,7 @@ from core_model.moe.cap import RankCap
 from core_model.moe.experts import Experts
 from core_model.moe.gate import Gate, Routing
 from core_model.precision import Linear
+from core_model.swiglu import swiglu
 
 
 class MLP(nn.Module):
@@ -26,7 +26,7 @@ class MLP(nn.Module):
         self.down_proj = Linear(width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class MoE(nn.Module):

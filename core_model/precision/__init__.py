@@ -1,8 +1,18 @@
 """The precision seam: every matrix product of the model goes through a layer of this package."""
 
+from core_model.precision.autocast import autocast_dtype, autocast_to
 from core_model.precision.fastest import fastest_dtype
 from core_model.precision.fp8 import dequantize, quantize_activation, quantize_weight
 from core_model.precision.kept import KeepsFp32Buffers
 from core_model.precision.linear import Linear
 
-__all__ = ["KeepsFp32Buffers", "Linear", "dequantize", "fastest_dtype", "quantize_activation", "quantize_weight"]
+__all__ = [
+    "KeepsFp32Buffers",
+    "Linear",
+    "autocast_dtype",
+    "autocast_to",
+    "dequantize",
+    "fastest_dtype",
+    "quantize_activation",
+    "quantize_weight",
+]

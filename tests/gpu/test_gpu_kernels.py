@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from core_model import V3Config, V3ForCausalLM
+from core_model import V3Config, V3ForCausalLM, loss, norm, swiglu
 from core_model.attention_kernels import (
     FlexDocuments,
     GatheredDocuments,
@@ -24,6 +25,7 @@ from core_model.cache import PAGE, LatentCache
 from core_model.documents import find_documents
 from core_model.generation.latent_kernels import FlashMLA, Products, flash_mla, flash_mla_serves
 from core_model.generation.merged import Step
+from core_model.moe import experts
 from core_model.parallel.device import compiles_kernels, nvidia_capability, training_device
 
 DEVICE = training_device()
@@ -118,6 +120,42 @@ def test_flash_mla_gives_the_numbers_of_products():
         kv = cache.update(torch.randn(3, length, 576, device=DEVICE), 0)
         ours = FlashMLA(flash_mla()).attend(q, kv, step, 0)
         assert relative_difference(ours, Products(512).attend(q, kv, step, 0).float()) < BF16
+
+
+FUSED_FUNCTIONS = {
+    "rms_norm": (norm.rms_norm, lambda x: (x(4096, 768), x(768).float(), 1e-6)),
+    "rms_norm_backward": (
+        norm.rms_norm_backward,
+        lambda x: (x(4096, 768), x(4096, 768), x(4096, 1).float().abs(), x(768).float()),
+    ),
+    "swiglu": (swiglu.activation, lambda x: (x(4096, 256), x(4096, 256))),
+    "swiglu backward": (swiglu.gradients, lambda x: (x(4096, 256), x(4096, 256), x(4096, 256))),
+    "experts' swiglu": (swiglu.weighted_activation, lambda x: (x(4096, 512), x(4096))),
+    "experts' swiglu backward": (swiglu.weighted_gradients, lambda x: (x(4096, 256), x(4096, 512), x(4096))),
+    "sums of rows": (
+        experts.gathered_sum,
+        lambda x: (x(4096, 768), torch.randint(0, 4096, (512, 8), device=DEVICE), None),
+    ),
+    "loss": (
+        loss.loss_and_dlogits,
+        lambda x: (x(1000, 32768), torch.randint(0, 32768, (1000, 1), device=DEVICE), x(1).dtype),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FUSED_FUNCTIONS)
+def test_fused_functions_compile_and_give_the_numbers_of_fp32(case, caplog):
+    if not compiles_kernels(DEVICE):
+        pytest.skip("no Triton")
+    run, draw = FUSED_FUNCTIONS[case]
+    torch.manual_seed(0)
+    args = draw(lambda *shape: torch.randn(shape, device=DEVICE).to(torch.bfloat16))
+    exact = [x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in args]
+    exact = [torch.float32 if x is torch.bfloat16 else x for x in exact]
+    found, expected = run(*args), inspect.unwrap(run)(*exact)
+    pairs = zip(found, expected, strict=True) if isinstance(found, tuple) else [(found, expected)]
+    assert all(relative_difference(ours, theirs) < BF16 for ours, theirs in pairs)
+    assert "more slowly" not in caplog.text
 
 
 @pytest.mark.parametrize("rows", ["whole rows", "packed", "padded"])

@@ -1,0 +1,71 @@
+"""Elementwise work that accelerators do in one kernel.
+
+Between its products a training step reads and writes activations, each operation in a pass over memory of its own; on
+an accelerator these passes take as long as the products do (docs/gpu.md). A function under `fused` is one pass:
+torch.compile makes a Triton kernel of it. On a CPU, whose caches make less of that, and wherever nothing is compiled,
+its operations run as they are written.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+
+from core_model.parallel.device import compiles_kernels
+
+log = logging.getLogger(__name__)
+
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
+
+
+class TakesFused(TorchDispatchMode):
+    """A dispatch mode that sees a fused function as one operation, where others see those it is written in."""
+
+    def fused(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        raise NotImplementedError
+
+
+def fused(function: Callable[Args, Result]) -> Callable[Args, Result]:
+    """`function` of tensors, one kernel where kernels are compiled; not differentiable, so for autograd functions.
+
+    Between its operations a kernel keeps fp32 where the operations themselves would round to bf16.
+    """
+    kernel = torch.compile(function)  # at its first call
+    faults: list[str] = []
+
+    @functools.wraps(function)
+    def run(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+        mode = _get_current_dispatch_mode()
+        if isinstance(mode, TakesFused):
+            return mode.fused(function, *args, **kwargs)
+        if faults or mode is not None or not _compiles(args):
+            return function(*args, **kwargs)
+        try:
+            return kernel(*args, **kwargs)
+        except TorchDynamoException as error:  # no compiler on this machine, say; said once
+            faults.append(str(error))
+            log.warning("%s runs as single operations, more slowly: %s", function.__qualname__, faults[0][:500])
+            return function(*args, **kwargs)
+
+    return run
+
+
+def _compiles(args: tuple[Any, ...]) -> bool:
+    if torch.compiler.is_compiling():  # of more than this
+        return False
+    device = next(x.device for x in args if isinstance(x, Tensor))
+    return _kernels_for(device)
+
+
+@functools.cache
+def _kernels_for(device: torch.device) -> bool:
+    return os.environ.get("TRIVIUM_NATIVE", "1") != "0" and compiles_kernels(device)

@@ -1,0 +1,127 @@
+"""Functions that accelerators run as one kernel: the same numbers compiled and as single operations, and when which."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+from compiled import gradients
+from reference import random_model, random_tokens, relative_difference, tiny_config
+from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed
+from torch.utils.flop_counter import FlopCounterMode
+
+from core_model import fused, loss, norm, swiglu
+from core_model.fused import fused as as_one_kernel
+from core_model.moe import experts
+from core_model.native import training
+
+ROWS, WIDTH = 67, 24
+CASES: dict[str, tuple[Callable[..., object], Callable[[Callable[..., Tensor]], tuple]]] = {
+    "rms_norm": (norm.rms_norm, lambda x: (x(ROWS, WIDTH), x(WIDTH).float(), 1e-6)),
+    "rms_norm_backward": (
+        norm.rms_norm_backward,
+        lambda x: (x(ROWS, WIDTH), x(ROWS, WIDTH), x(ROWS, 1).float().abs(), x(WIDTH).float()),
+    ),
+    "swiglu": (swiglu.activation, lambda x: (x(ROWS, WIDTH), x(ROWS, WIDTH))),
+    "swiglu backward": (swiglu.gradients, lambda x: (x(ROWS, WIDTH), x(ROWS, WIDTH), x(ROWS, WIDTH))),
+    "experts' swiglu": (swiglu.weighted_activation, lambda x: (x(ROWS, 2 * WIDTH), x(ROWS))),
+    "experts' swiglu backward": (
+        swiglu.weighted_gradients,
+        lambda x: (x(ROWS, WIDTH), x(ROWS, 2 * WIDTH), x(ROWS)),
+    ),
+    "sums of rows": (
+        experts.gathered_sum,
+        lambda x: (x(ROWS, WIDTH), torch.randint(0, ROWS, (20, 3)), torch.randint(0, 2, (20, 3)) > 0),
+    ),
+    "loss": (
+        loss.loss_and_dlogits,
+        lambda x: (x(ROWS, 100) * 3, torch.randint(0, 100, (ROWS, 1)), x(1).dtype),
+    ),
+}
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """As on a device that kernels are compiled for."""
+    monkeypatch.setattr(fused, "_kernels_for", lambda device: True)
+
+
+def outputs(result: object) -> tuple[Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("case", CASES)
+def test_one_kernel_gives_the_numbers_of_the_operations(case, dtype, compiling):
+    """In bf16 nearer to fp32 than the operations are, since it rounds less often."""
+    run, draw = CASES[case]
+    torch.manual_seed(0)
+    args = draw(lambda *shape: torch.randn(shape).to(dtype))
+    exact = [a.float() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
+    exact = [torch.float32 if a is dtype else a for a in exact]
+    as_written = inspect.unwrap(run)
+    found, single, expected = (outputs(one) for one in (run(*args), as_written(*args), as_written(*exact)))
+    for one, other, want in zip(found, single, expected, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        most = want.abs().max()
+        if dtype == torch.float32:
+            assert (one - want).abs().max() <= 1e-5 * most
+        else:
+            assert (one.float() - want).abs().max() <= max((other.float() - want).abs().max() * 1.2, 0.005 * most)
+
+
+def test_a_model_whose_kernels_are_compiled_has_the_same_gradients(monkeypatch, compiling):
+    """Widths, vocabularies and numbers of tokens that change from call to call, under every recompute policy."""
+    monkeypatch.setattr(training, "compiled", lambda dtype: False)
+    monkeypatch.setattr(experts, "looped_experts", experts.grouped_experts)
+    model = random_model(tiny_config()).train()
+    model.loss_weights.mtp, model.loss_weights.balance = 0.3, 0.01
+    for tokens, model.recompute in (
+        (random_tokens(2, 12), "none"),
+        (random_tokens(3, 20), "v3"),
+        (random_tokens(1, 7), "layer"),
+    ):
+        found = gradients(model, tokens)
+        with monkeypatch.context() as patch:
+            patch.setattr(fused, "_kernels_for", lambda device: False)
+            expected = gradients(model, tokens)
+        assert all(relative_difference(found[name], expected[name]) < 1e-5 for name in expected)
+
+
+@pytest.mark.usefixtures("compiling")
+def test_a_fault_in_compiling_is_said_once_and_operations_take_over(monkeypatch, caplog):
+    def broken(function):
+        def run(x):
+            raise BackendCompilerFailed(lambda: None, RuntimeError("no C compiler"), None)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    double = as_one_kernel(lambda x: x * 2)
+    for _ in range(2):
+        assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
+    assert caplog.text.count("more slowly") == 1 and "no C compiler" in caplog.text
+
+
+@pytest.mark.parametrize("seen_by", ["a CPU", "TRIVIUM_NATIVE", "a counter of operations"])
+def test_operations_run_as_they_are_written(seen_by, monkeypatch):
+    def unwanted(function):
+        return lambda x: pytest.fail("compiled")
+
+    monkeypatch.setattr(torch, "compile", unwanted)
+    double = as_one_kernel(lambda x: x @ x)
+    if seen_by == "TRIVIUM_NATIVE":
+        monkeypatch.setenv("TRIVIUM_NATIVE", "0")
+    if seen_by != "a CPU":
+        monkeypatch.setattr(fused, "compiles_kernels", lambda device: True)
+    fused._kernels_for.cache_clear()
+    try:
+        with FlopCounterMode(display=False) if seen_by == "a counter of operations" else nullcontext() as counter:
+            assert torch.equal(double(torch.eye(2)), torch.eye(2))
+        assert counter is None or counter.get_total_flops() == 16
+    finally:
+        fused._kernels_for.cache_clear()
