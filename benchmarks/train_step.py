@@ -49,8 +49,8 @@ WIDER: dict[str, Any] = {
 # three with 32 routed experts out of V3's 256, in its 8 groups of which 4 are chosen, 8 experts a token as in V3: the
 # work of a token is that of V3's layers, and what is left out is experts to hold. 7.36e9 parameters at 16 bytes (fp32
 # weights, gradients and two moments) are 109.7 GiB (`core_model.accounting.state_bytes`); 40 experts would be 125 and
-# 48 would be 141, where an H200 has 139. Beside them a forward of 2 x 4096 tokens leaves 34 GiB before there are
-# gradients, 27 GiB of the state: 116 GiB.
+# 48 would be 141, where an H200 has 139. Beside them a forward of 2 x 4096 tokens leaves 26 GiB before there are
+# gradients, 27 GiB of the state: 109 GiB.
 SLICE = {"num_hidden_layers": 4, "first_k_dense_replace": 1, "n_routed_experts": 32, "num_nextn_predict_layers": 0}
 SLICE_LENGTH, SLICE_BATCH = 4096, 2
 
