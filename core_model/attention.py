@@ -20,7 +20,7 @@ from core_model.documents import Documents
 from core_model.norm import RMSNorm
 from core_model.precision import Linear, autocast_dtype
 from core_model.recompute import derived
-from core_model.rope import rotate, softmax_scale
+from core_model.rope import rotate, rotate_tail, softmax_scale
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,10 @@ class MultiHeadLatentAttention(nn.Module):
         """Normed latent [B, T, Q] that the queries are expanded from; without one, the input itself."""
         return x_BTD if hasattr(self, "q_proj") else self.q_a_layernorm(self.q_a_proj(x_BTD))
 
-    def queries(self, query_latent: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
-        """q_nope [B, T, H, N], roped q_rope [B, T, H, R]."""
+    def queries(self, query_latent: Tensor, context: AttentionContext) -> Tensor:
+        """[B, T, H, N+R], the last R roped."""
         q = self.q_proj(query_latent) if hasattr(self, "q_proj") else self.q_b_proj(query_latent)
-        q_nope, q_rope = q.unflatten(-1, (self.heads, -1)).split([self.nope, self.rope], dim=-1)
-        return q_nope, rotate(q_rope, context.rotations)
+        return rotate_tail(q.unflatten(-1, (self.heads, -1)), context.rotations)
 
     def latents(self, x_BTD: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """Normed latent [B, T, C] and the roped key that all heads share [B, T, R]: what the cache holds."""
@@ -91,7 +90,7 @@ class MultiHeadLatentAttention(nn.Module):
         if context.cache is not None:
             latent, k_rope = self._through_cache(latent, k_rope, context.cache)
             if x_BTD.shape[1] <= ABSORBED_QUERIES:
-                q_nope, q_rope = self.queries(query_latent, context)
+                q_nope, q_rope = self.queries(query_latent, context).split([self.nope, self.rope], dim=-1)
                 return self.o_proj(self.absorbed(q_nope, q_rope, latent, k_rope, context.visible))
         return self.o_proj(self.expanded(query_latent, latent, k_rope, context))
 
@@ -112,7 +111,7 @@ class MultiHeadLatentAttention(nn.Module):
         kernel = kernel_for(device, computed, self.nope + self.rope, self.value, documents, masked=masked)
 
         def expand(query_latent: Tensor, latent: Tensor, k_rope: Tensor) -> tuple[Tensor, ...]:
-            q = torch.cat(self.queries(query_latent, context), dim=-1)
+            q = self.queries(query_latent, context)
             kv = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1))
             k_nope, v = kv.split([self.nope, self.value], dim=-1)
             k = torch.cat((k_nope, k_rope.unsqueeze(2).expand(-1, -1, self.heads, -1)), dim=-1)

@@ -44,10 +44,13 @@ def fused(function: Callable[Args, Result]) -> Callable[Args, Result]:
 
     @functools.wraps(function)
     def run(*args: Args.args, **kwargs: Args.kwargs) -> Result:
+        if torch.compiler.is_compiling():  # more than this function
+            return function(*args, **kwargs)
         mode = _get_current_dispatch_mode()
         if isinstance(mode, TakesFused):
             return mode.fused(function, *args, **kwargs)
-        if faults or mode is not None or not _compiles(args):
+        device = next(x.device for x in args if isinstance(x, Tensor))
+        if faults or mode is not None or not compiles_on(device):
             return function(*args, **kwargs)
         try:
             return kernel(*args, **kwargs)
@@ -59,13 +62,7 @@ def fused(function: Callable[Args, Result]) -> Callable[Args, Result]:
     return run
 
 
-def _compiles(args: tuple[Any, ...]) -> bool:
-    if torch.compiler.is_compiling():  # of more than this
-        return False
-    device = next(x.device for x in args if isinstance(x, Tensor))
-    return _kernels_for(device)
-
-
 @functools.cache
-def _kernels_for(device: torch.device) -> bool:
+def compiles_on(device: torch.device) -> bool:
+    """Whether fused functions are kernels there; else single operations."""
     return os.environ.get("TRIVIUM_NATIVE", "1") != "0" and compiles_kernels(device)

@@ -54,6 +54,8 @@ def derived(make: Callable[..., Made], *inputs: Tensor) -> Made:
 
     `make` must give the same numbers when it runs again, and read no tensor but its inputs and parameters.
     """
+    if torch.compiler.is_compiling():  # what a compiled region keeps is its compiler's to say
+        return make(*inputs)
     active = _active.get()
     return make(*inputs) if active is None else active.derive(make, inputs)
 

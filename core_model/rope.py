@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from core_model.autograd import differentiable_once
+from core_model.fused import fused
+
 
 def correction_dim(rotations: float, dim: int, base: float, original_length: int) -> float:
     """The (fractional) pair index that turns `rotations` times within the original context."""
@@ -62,5 +65,40 @@ def rotations(position_ids: Tensor, inv_freq: Tensor, scale: float = 1.0) -> Ten
 
 def rotate(x_BTHR: Tensor, rotations_BTR: Tensor) -> Tensor:
     """Rotate the pairs (x0, x1), (x2, x3), ... of the last dimension; computed in fp32, returned in x's dtype."""
-    pairs = torch.view_as_complex(x_BTHR.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotations_BTR.unsqueeze(2)).flatten(-2).to(x_BTHR.dtype)
+    return _turned(x_BTHR, torch.view_as_real(rotations_BTR))
+
+
+def _turned(x_BTHR: Tensor, turns_BTR2: Tensor) -> Tensor:
+    pairs, turns_BT1R2 = x_BTHR.float().unflatten(-1, (-1, 2)), turns_BTR2.unsqueeze(2)
+    if torch.compiler.is_compiling():  # which makes no kernels of complex numbers
+        (x, y), (cos, sin) = pairs.unbind(-1), turns_BT1R2.unbind(-1)
+        turned = torch.stack((x * cos - y * sin, x * sin + y * cos), dim=-1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns_BT1R2))
+    return turned.flatten(-2).to(x_BTHR.dtype)
+
+
+@fused
+def rotated_tail(x_BTHd: Tensor, turns_BTR2: Tensor) -> Tensor:
+    """`rotate_tail`, the rotations as pairs of real numbers."""
+    width = 2 * turns_BTR2.shape[2]
+    head, tail = x_BTHd.split([x_BTHd.shape[-1] - width, width], dim=-1)
+    return torch.cat((head, _turned(tail, turns_BTR2)), dim=-1)
+
+
+class _RotatedTail(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BTHd: Tensor, rotations_BTR: Tensor) -> Tensor:
+        ctx.save_for_backward(rotations_BTR)
+        return rotated_tail(x_BTHd, torch.view_as_real(rotations_BTR))
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (rotations_BTR,) = ctx.saved_tensors
+        return rotated_tail(grads[0], torch.view_as_real(rotations_BTR.conj_physical())), None
+
+
+def rotate_tail(x_BTHd: Tensor, rotations_BTR: Tensor) -> Tensor:
+    """x [B, T, H, d] with the last R numbers of each head rotated, those before them as they are."""
+    return _RotatedTail.apply(x_BTHd, rotations_BTR)

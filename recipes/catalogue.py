@@ -101,12 +101,23 @@ def print_doctor() -> None:
     for what, reason in compiled.items():
         table.add_row(what, "compiled code" if reason is None else f"PyTorch's operations: {reason}")
     table.add_row("compute_dtype", f"{fastest_dtype(training_device())} where a recipe leaves it open")
+    table.add_row("between products", _between_products())
     for what, name in _attention_kernels():
         table.add_row(what, name)
     table.add_row("code", str(git_state()["commit"] or "not a git checkout"))
     for name, version in versions().items():
         table.add_row(name, version or "not installed")
     _console().print(table)
+
+
+def _between_products() -> str:
+    from core_model.fused import compiles_on
+    from core_model.parallel.device import training_device
+
+    device = training_device()
+    if compiles_on(device):
+        return "kernels of fused functions"
+    return f"single operations{'' if device.type == 'cpu' else ': no Triton, or TRIVIUM_NATIVE is 0'}"
 
 
 def _attention_kernels() -> list[tuple[str, str]]:

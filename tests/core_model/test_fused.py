@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 from torch.utils.flop_counter import FlopCounterMode
 
-from core_model import fused, loss, norm, swiglu
+from core_model import fused, loss, norm, rope, swiglu
 from core_model.fused import fused as as_one_kernel
 from core_model.moe import experts
 from core_model.native import training
@@ -37,6 +37,10 @@ CASES: dict[str, tuple[Callable[..., object], Callable[[Callable[..., Tensor]], 
         experts.gathered_sum,
         lambda x: (x(ROWS, WIDTH), torch.randint(0, ROWS, (20, 3)), torch.randint(0, 2, (20, 3)) > 0),
     ),
+    "rotated heads": (
+        rope.rotated_tail,
+        lambda x: (x(2, 30, 3, WIDTH), torch.randn(1, 30, 4, 2)),
+    ),
     "loss": (
         loss.loss_and_dlogits,
         lambda x: (x(ROWS, 100) * 3, torch.randint(0, 100, (ROWS, 1)), x(1).dtype),
@@ -47,7 +51,7 @@ CASES: dict[str, tuple[Callable[..., object], Callable[[Callable[..., Tensor]], 
 @pytest.fixture
 def compiling(monkeypatch):
     """As on a device that kernels are compiled for."""
-    monkeypatch.setattr(fused, "_kernels_for", lambda device: True)
+    monkeypatch.setattr(fused, "compiles_on", lambda device: True)
 
 
 def outputs(result: object) -> tuple[Tensor, ...]:
@@ -87,7 +91,7 @@ def test_a_model_whose_kernels_are_compiled_has_the_same_gradients(monkeypatch, 
     ):
         found = gradients(model, tokens)
         with monkeypatch.context() as patch:
-            patch.setattr(fused, "_kernels_for", lambda device: False)
+            patch.setattr(fused, "compiles_on", lambda device: False)
             expected = gradients(model, tokens)
         assert all(relative_difference(found[name], expected[name]) < 1e-5 for name in expected)
 
@@ -118,10 +122,10 @@ def test_operations_run_as_they_are_written(seen_by, monkeypatch):
         monkeypatch.setenv("TRIVIUM_NATIVE", "0")
     if seen_by != "a CPU":
         monkeypatch.setattr(fused, "compiles_kernels", lambda device: True)
-    fused._kernels_for.cache_clear()
+    fused.compiles_on.cache_clear()
     try:
         with FlopCounterMode(display=False) if seen_by == "a counter of operations" else nullcontext() as counter:
             assert torch.equal(double(torch.eye(2)), torch.eye(2))
         assert counter is None or counter.get_total_flops() == 16
     finally:
-        fused._kernels_for.cache_clear()
+        fused.compiles_on.cache_clear()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import random_model, random_tokens, relative_difference, tiny_config
 
-from core_model import V3Config, V3ForCausalLM, native
+from core_model import native
 from core_model.cache import LatentCache
 from core_model.generation import Engine, SamplingParams, compiled
 from core_model.generation.compiled import PANEL, CompiledLayers, CompiledLinear
@@ -194,15 +194,3 @@ def test_without_it_decoding_is_the_same(fault, fresh, monkeypatch, tmp_path, ca
     monkeypatch.undo()
     native._loaded.cache_clear()
     assert Engine(model).generate(prompt, params)[0][0].token_ids == slow.token_ids
-
-
-@pytest.mark.filterwarnings("ignore:Dynamo:UserWarning")
-def test_torch_compile_after_a_forward_takes_each_layers_own_weights():
-    """Here, since Dynamo does not trace what a test has put in the place of something else."""
-    config = V3Config.preset("nano", num_nextn_predict_layers=0)
-    model, tokens = V3ForCausalLM(config).initialize(0.15, 0), random_tokens(2, 20)
-    model(tokens, labels=tokens).loss.backward()
-    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    model.zero_grad()
-    torch.compile(model, backend="eager")(tokens, labels=tokens).loss.backward()
-    assert all(relative_difference(p.grad, expected[name]) < 1e-4 for name, p in model.named_parameters())

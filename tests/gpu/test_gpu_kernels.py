@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from core_model import V3Config, V3ForCausalLM, loss, norm, swiglu
+from core_model import V3Config, V3ForCausalLM, loss, norm, rope, swiglu
 from core_model.attention_kernels import (
     FlexDocuments,
     GatheredDocuments,
@@ -135,6 +135,10 @@ FUSED_FUNCTIONS = {
     "sums of rows": (
         experts.gathered_sum,
         lambda x: (x(4096, 768), torch.randint(0, 4096, (512, 8), device=DEVICE), None),
+    ),
+    "rotated heads": (
+        rope.rotated_tail,
+        lambda x: (x(2, 300, 8, 192), torch.randn(1, 300, 32, 2, device=DEVICE)),
     ),
     "loss": (
         loss.loss_and_dlogits,
