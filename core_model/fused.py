@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import types
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -37,9 +38,11 @@ class TakesFused(TorchDispatchMode):
 def fused(function: Callable[Args, Result]) -> Callable[Args, Result]:
     """`function` of tensors, one kernel where kernels are compiled; not differentiable, so for autograd functions.
 
-    Between its operations a kernel keeps fp32 where the operations themselves would round to bf16.
+    Between its operations a kernel keeps fp32 where the operations themselves would round to bf16. Each width (the last
+    size of tensors that have others) has a kernel of its own, in which it is a constant; of the other sizes one kernel
+    takes all.
     """
-    kernel = torch.compile(function)  # at its first call
+    kernels: dict[tuple[object, ...], Callable[Args, Result]] = {}
     faults: list[str] = []
 
     @functools.wraps(function)
@@ -49,17 +52,29 @@ def fused(function: Callable[Args, Result]) -> Callable[Args, Result]:
         mode = _get_current_dispatch_mode()
         if isinstance(mode, TakesFused):
             return mode.fused(function, *args, **kwargs)
-        device = next(x.device for x in args if isinstance(x, Tensor))
-        if faults or mode is not None or not compiles_on(device):
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if faults or mode is not None or not compiles_on(tensors[0].device):
             return function(*args, **kwargs)
+        widths = tuple(x.shape[-1] if x.dim() > 1 else None for x in tensors)
+        if widths not in kernels:
+            kernels[widths] = torch.compile(_twin(function, "_".join(map(str, filter(None, widths)))))
         try:
-            return kernel(*args, **kwargs)
+            return kernels[widths](*args, **kwargs)
         except TorchDynamoException as error:  # no compiler on this machine, say; said once
             faults.append(str(error))
             log.warning("%s runs as single operations, more slowly: %s", function.__qualname__, faults[0][:500])
             return function(*args, **kwargs)
 
     return run
+
+
+def _twin(function: Callable[Args, Result], suffix: str) -> Callable[Args, Result]:
+    """The same function by another name: torch.compile tells by the name of code which of its sizes have changed, and
+    counts by code how often it compiles.
+    """
+    name = f"{function.__name__}_{suffix}"
+    code = function.__code__.replace(co_name=name)
+    return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
 
 
 @functools.cache

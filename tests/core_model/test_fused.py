@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -94,6 +95,30 @@ def test_a_model_whose_kernels_are_compiled_has_the_same_gradients(monkeypatch, 
             patch.setattr(fused, "compiles_on", lambda device: False)
             expected = gradients(model, tokens)
         assert all(relative_difference(found[name], expected[name]) < 1e-5 for name in expected)
+
+
+def test_more_widths_than_torch_compiles_of_one_function_are_compiled(monkeypatch, compiling):
+    """Each once for the first number of rows and once for all others, the width a constant in both."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
+    double = as_one_kernel(lambda x, y: (x * 2 + y).sum(-1))
+    widths = range(3, 3 + 2 * torch._dynamo.config.recompile_limit)
+    for width in widths:
+        for rows in (5, 6, 7, 8):
+            x = torch.ones(rows, width)
+            assert torch.equal(double(x, x), torch.full((rows,), 3.0 * width))
+    assert len(compiled) == 2 * len(widths)
+    shapes = [
+        node.meta["example_value"].shape for graph in compiled for node in graph.graph.nodes if node.name == "l_x_"
+    ]
+    assert [shape[1] for shape in shapes] == [width for width in widths for _ in range(2)]
+    assert all(isinstance(shape[1], int) for shape in shapes)
 
 
 @pytest.mark.usefixtures("compiling")
