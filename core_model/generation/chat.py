@@ -183,6 +183,8 @@ def main(arguments: Sequence[str]) -> int:
     settings, talk = _settings(options), sys.stdin.isatty()
     if talk and options.json:
         raise InputError("trivium chat", where="--json", expected="a question in a pipe", found="a terminal")
+    if not _is_address(options.place):
+        find_model(Path(options.place))  # before it waits for a question
     question = "" if talk else sys.stdin.buffer.read().decode("utf-8", errors="replace").strip()
     if not talk and not question:
         raise InputError("standard input", expected="a question", found="nothing")

@@ -219,6 +219,12 @@ def test_json_is_for_a_pipe(monkeypatch):
         main(["RUN", "--json"])
 
 
+def test_a_folder_without_a_model_is_said_before_a_question_is_waited_for(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", type("Pipe", (), {"isatty": lambda self: False})())  # reading it would fail
+    with pytest.raises(InputError, match="nowhere: expected a run folder with a model/"):
+        main(["nowhere"])
+
+
 def test_the_help_teaches(capsys):
     with pytest.raises(SystemExit) as left:
         main(["--help"])
