@@ -70,6 +70,7 @@ def answers(monkeypatch, pipe, capsys):
     """Ask a backend by a pipe: what is printed, and on standard error."""
 
     def ask(backend: Scripted, *arguments: str) -> Sequence[str]:
+        monkeypatch.setattr("core_model.generation.chat.find_model", lambda folder: folder)
         monkeypatch.setattr("core_model.generation.chat._open", lambda options: backend)
         pipe(b"Compute 1 + 2.")
         assert main(["RUN", *arguments]) == 0
