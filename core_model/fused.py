@@ -1,9 +1,9 @@
 """Elementwise work that accelerators do in one kernel.
 
 Between its products a training step reads and writes activations, each operation in a pass over memory of its own; on
-an accelerator these passes take as long as the products do (docs/gpu.md). A function under `fused` is one pass:
-torch.compile makes a Triton kernel of it. On a CPU, whose caches make less of that, and wherever nothing is compiled,
-its operations run as they are written.
+an accelerator these passes take as long as the products do (docs/gpu.md). Of a function under `fused` torch.compile
+makes one Triton kernel, or two where it sums over something else than what it writes along. On a CPU, whose caches make
+less of that, and wherever nothing is compiled, its operations run as they are written.
 """
 
 from __future__ import annotations
@@ -36,14 +36,12 @@ class TakesFused(TorchDispatchMode):
 
 
 def fused(function: Callable[Args, Result]) -> Callable[Args, Result]:
-    """`function` of tensors, one kernel where kernels are compiled; not differentiable, so for autograd functions.
+    """`function` of tensors, compiled where kernels are; not differentiable, so for autograd functions.
 
-    Between its operations a kernel keeps fp32 where the operations themselves would round to bf16. Each width (the last
-    size of tensors that have others) has a kernel of its own, in which it is a constant; of the other sizes one kernel
-    takes all.
+    Between its operations a kernel keeps fp32 where the operations themselves would round to bf16. Tensors of another
+    dtype, rank or last size, or laid out otherwise, get a kernel of their own; of the other sizes one kernel takes all.
     """
     kernels: dict[tuple[object, ...], Callable[Args, Result]] = {}
-    faults: list[str] = []
 
     @functools.wraps(function)
     def run(*args: Args.args, **kwargs: Args.kwargs) -> Result:
@@ -52,27 +50,40 @@ def fused(function: Callable[Args, Result]) -> Callable[Args, Result]:
         mode = _get_current_dispatch_mode()
         if isinstance(mode, TakesFused):
             return mode.fused(function, *args, **kwargs)
-        tensors = [x for x in args if isinstance(x, Tensor)]
-        if faults or mode is not None or not compiles_on(tensors[0].device):
+        place = function.__qualname__, next(x.device for x in args if isinstance(x, Tensor))
+        if mode is not None or place in faults or not compiles_on(place[1]):
             return function(*args, **kwargs)
-        widths = tuple(x.shape[-1] if x.dim() > 1 else None for x in tensors)
-        if widths not in kernels:
-            kernels[widths] = torch.compile(_twin(function, "_".join(map(str, filter(None, widths)))))
+        kinds = (*map(_kind, args), torch.is_inference_mode_enabled())
+        if kinds not in kernels:
+            kernels[kinds] = torch.compile(_twin(function, len(kernels)))
+        detached: Any = [x.detach() if isinstance(x, Tensor) else x for x in args]
         try:
-            return kernels[widths](*args, **kwargs)
-        except TorchDynamoException as error:  # no compiler on this machine, say; said once
-            faults.append(str(error))
-            log.warning("%s runs as single operations, more slowly: %s", function.__qualname__, faults[0][:500])
-            return function(*args, **kwargs)
+            return kernels[kinds](*detached, **kwargs)
+        except TorchDynamoException as error:
+            result = function(*args, **kwargs)  # raises where the arguments are at fault
+            faults[place] = str(error)
+            log.warning("%s runs as single operations, more slowly: %s", place[0], faults[place][:500])
+            return result
 
     return run
 
 
-def _twin(function: Callable[Args, Result], suffix: str) -> Callable[Args, Result]:
+# Why a function is not compiled on a device: no compiler on this machine, say.
+faults: dict[tuple[str, torch.device], str] = {}
+
+
+def _kind(x: object) -> object:
+    """What a kernel is made for. Of vectors any size: they hold a number for each row."""
+    if not isinstance(x, Tensor):
+        return x
+    return x.dtype, x.dim(), x.shape[-1] if x.dim() > 1 else None, x.is_contiguous()
+
+
+def _twin(function: Callable[Args, Result], number: int) -> Callable[Args, Result]:
     """The same function by another name: torch.compile tells by the name of code which of its sizes have changed, and
-    counts by code how often it compiles.
+    counts by code how often it compiles, which it does eight times.
     """
-    name = f"{function.__name__}_{suffix}"
+    name = f"{function.__name__}_{number}"
     code = function.__code__.replace(co_name=name)
     return types.FunctionType(code, function.__globals__, name, function.__defaults__, function.__closure__)
 

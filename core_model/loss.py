@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core_model.autograd import differentiable_once
-from core_model.fused import fused
+from core_model.fused import compiles_on, fused
 from core_model.native import training
 
 IGNORE = -100
 CHUNK = 1024  # tokens whose logits exist at once
-# On an accelerator as many tokens as have this many logits (1 GiB in bf16): the head's gradient is read and written
-# once a chunk, with V3's vocabulary more bytes than the logits of 1,024 tokens.
-ACCELERATOR_LOGITS = 2**29
+# On an accelerator as many tokens as have this many logits: the head's gradient is read and written once a chunk, with
+# V3's vocabulary more bytes than the logits of 1,024 tokens. Single operations hold six times the 1 GiB of a kernel.
+FUSED_LOGITS, SINGLE_LOGITS = 2**29, 2**27
 
 
 @fused
@@ -98,7 +98,9 @@ def cross_entropy_sum(hidden: Tensor, weight_WD: Tensor, labels: Tensor, chunk: 
 
 def chunk_on(device: torch.device, vocabulary: int) -> int:
     """Tokens whose logits exist at once."""
-    return CHUNK if device.type == "cpu" else max(CHUNK, ACCELERATOR_LOGITS // vocabulary)
+    if device.type == "cpu":
+        return CHUNK
+    return max(CHUNK, (FUSED_LOGITS if compiles_on(device) else SINGLE_LOGITS) // vocabulary)
 
 
 @torch.no_grad()

@@ -17,14 +17,14 @@ from core_model.fused import fused
 
 
 @fused
-def activation(gate: Tensor, up: Tensor) -> Tensor:
-    return F.silu(gate) * up
+def activation(gate_PF: Tensor, up_PF: Tensor) -> Tensor:
+    return F.silu(gate_PF) * up_PF
 
 
 @fused
-def gradients(dact: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def gradients(dact_PF: Tensor, gate_PF: Tensor, up_PF: Tensor) -> tuple[Tensor, Tensor]:
     """Of gate and up."""
-    return torch.ops.aten.silu_backward(dact * up, gate), dact * F.silu(gate)
+    return torch.ops.aten.silu_backward(dact_PF * up_PF, gate_PF), dact_PF * F.silu(gate_PF)
 
 
 @fused
@@ -51,14 +51,22 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return activation(gate, up)
+        return activation(_rows(gate), _rows(up)).view(gate.shape)
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        return gradients(grads[0], *ctx.saved_tensors)
+        gate, up = ctx.saved_tensors
+        dgate, dup = gradients(*map(_rows, (grads[0], gate, up)))
+        return dgate.view(gate.shape), dup.view(up.shape)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, all [..., F]."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # vmap and the like see operations
+        return F.silu(gate) * up
     return _SwiGLU.apply(gate, up)

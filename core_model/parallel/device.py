@@ -36,7 +36,7 @@ def nvidia_capability(device: torch.device) -> tuple[int, int] | None:
 
 def compiles_kernels(device: torch.device) -> bool:
     """Whether torch.compile makes Triton kernels for the device."""
-    if device.type == "cpu":
+    if device.type in ("cpu", "meta"):
         return False
     from torch.utils._triton import has_triton
 

@@ -10,7 +10,9 @@ from benchmarks.traffic import META, Traffic, as_one_kernel, ours, peer, rows_of
 from benchmarks.train_step import Case
 from core_model import V3Config
 from core_model.fused import fused
+from core_model.swiglu import activation, weighted_gradients
 
+WIDE = torch.empty(3, 40, dtype=torch.bfloat16, device=META)
 PICKED = torch.zeros(2, dtype=torch.int64, device=META)
 
 
@@ -36,6 +38,8 @@ def counted(run, *shapes, dtype=torch.bfloat16) -> tuple[int, int]:
         (lambda x, y: x[:1].expand(3, 20) + y, 1, 20 + 2 * 60),
         (lambda x, y: fused(lambda a, b: (a * 2 + b).relu())(x, y), 1, 3 * 60),
         (lambda x, y: fused(lambda a, b: [a * b, a + b])(x, y), 1, 4 * 60),
+        (lambda x, y: activation(x, y), 1, 3 * 60),
+        (lambda x, y: weighted_gradients(x, WIDE, x[:, 0]), 2, 2 * (3 * 60 + 3) + 3 * 60 + 2 * 3),  # of two kernels
     ],
 )
 def test_operands_are_read_once_and_results_written_once(run, passes, numbers):
@@ -56,7 +60,7 @@ def test_a_step_of_mini_makes_no_more_passes_than_it_did():
     config = V3Config.preset("mini", num_nextn_predict_layers=0, num_hidden_layers=2)
     ids = torch.empty(2, 4096, dtype=torch.int64, device=META)
     mine, theirs = traffic_of(ours(config, ids)), traffic_of(peer(config, ids))
-    assert mine.bytes / ids.numel() < 600e3
+    assert mine.bytes / ids.numel() < 670e3
     assert theirs.bytes > 2.5 * mine.bytes and theirs.passes > 1.5 * mine.passes
 
 

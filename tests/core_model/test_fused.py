@@ -19,6 +19,7 @@ from core_model import fused, loss, norm, rope, swiglu
 from core_model.fused import fused as as_one_kernel
 from core_model.moe import experts
 from core_model.native import training
+from core_model.parallel.device import compiles_kernels
 
 ROWS, WIDTH = 67, 24
 CASES: dict[str, tuple[Callable[..., object], Callable[[Callable[..., Tensor]], tuple]]] = {
@@ -51,8 +52,12 @@ CASES: dict[str, tuple[Callable[..., object], Callable[[Callable[..., Tensor]], 
 
 @pytest.fixture
 def compiling(monkeypatch):
-    """As on a device that kernels are compiled for."""
+    """As on a device that kernels are compiled for; nothing may fall back to operations unseen."""
     monkeypatch.setattr(fused, "compiles_on", lambda device: True)
+    monkeypatch.setattr(fused, "faults", {})
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        yield
+    assert not fused.faults
 
 
 def outputs(result: object) -> tuple[Tensor, ...]:
@@ -106,7 +111,6 @@ def test_more_widths_than_torch_compiles_of_one_function_are_compiled(monkeypatc
         return graph
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", True)
     double = as_one_kernel(lambda x, y: (x * 2 + y).sum(-1))
     widths = range(3, 3 + 2 * torch._dynamo.config.recompile_limit)
     for width in widths:
@@ -121,19 +125,57 @@ def test_more_widths_than_torch_compiles_of_one_function_are_compiled(monkeypatc
     assert all(isinstance(shape[1], int) for shape in shapes)
 
 
-@pytest.mark.usefixtures("compiling")
-def test_a_fault_in_compiling_is_said_once_and_operations_take_over(monkeypatch, caplog):
-    def broken(function):
-        def run(x):
-            raise BackendCompilerFailed(lambda: None, RuntimeError("no C compiler"), None)
+def test_lengths_and_modes_that_change_are_all_compiled(monkeypatch, compiling):
+    """Training, evaluation and generation in one process, with rows of one token and batches of one row among them."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(training, "compiled", lambda dtype: False)
+    for module, name in ((norm, "rms_norm"), (norm, "rms_norm_backward"), (swiglu, "activation"),
+                         (swiglu, "gradients"), (rope, "rotated_tail")):  # fmt: skip
+        monkeypatch.setattr(module, name, as_one_kernel(inspect.unwrap(getattr(module, name))))
+    model = random_model(tiny_config())
+    for rows, length in ((2, 12), (3, 9), (1, 10), (2, 1), (1, 1)):
+        tokens = random_tokens(rows, length)
+        for dtype in (torch.float32, torch.bfloat16):
+            model.compute_dtype = dtype
+            model.train()
+            model.model(tokens).last_hidden_state.sum().backward()
+            model.eval()
+            with torch.no_grad():
+                model(tokens)
+            with torch.inference_mode():
+                model(tokens)
+    model.requires_grad_(False)
+    model(random_tokens(2, 5))
 
-        return run
 
-    monkeypatch.setattr(torch, "compile", broken)
+def broken_compiler(function):
+    def run(*args):
+        raise BackendCompilerFailed(lambda: None, RuntimeError("no C compiler"), None)
+
+    return run
+
+
+def test_a_fault_in_compiling_is_said_once_and_operations_take_over(monkeypatch, caplog, compiling):
+    monkeypatch.setattr(torch, "compile", broken_compiler)
     double = as_one_kernel(lambda x: x * 2)
     for _ in range(2):
         assert torch.equal(double(torch.ones(2)), torch.full((2,), 2.0))
     assert caplog.text.count("more slowly") == 1 and "no C compiler" in caplog.text
+    ((_, device),) = fused.faults
+    assert device.type == "cpu" and double(torch.ones(2, device="meta")).shape == (2,)
+    assert len(fused.faults) == 2  # each device has its own
+    fused.faults.clear()
+
+
+def test_arguments_at_fault_turn_nothing_off(compiling):
+    with pytest.raises(RuntimeError, match="23"):
+        norm.rms_norm(torch.ones(4, 24), torch.ones(23), 1e-6)
+    assert not fused.faults
+
+
+def test_no_kernels_are_compiled_for_the_meta_device(monkeypatch):
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    assert not compiles_kernels(torch.device("meta")) and not compiles_kernels(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("seen_by", ["a CPU", "TRIVIUM_NATIVE", "a counter of operations"])

@@ -15,6 +15,7 @@ from core_model.rope import (
     correction_dim,
     inverse_frequencies,
     rotate,
+    rotate_tail,
     rotations,
     softmax_scale,
     yarn_mscale,
@@ -110,3 +111,11 @@ def test_bf16_is_rotated_in_fp32():
     turned = rotate(x, turns)
     assert turned.dtype == torch.bfloat16
     torch.testing.assert_close(turned, rotate(x.float(), turns).to(torch.bfloat16), rtol=0, atol=0)
+
+
+def test_heads_of_any_width_and_layout_are_rotated():
+    turns = rotations(torch.arange(5).unsqueeze(0), inverse_frequencies(8, 1e4, None))
+    x = torch.randn(2, 3, 5, 13, requires_grad=True).transpose(1, 2)
+    y = rotate_tail(x, turns)
+    torch.testing.assert_close(y, torch.cat((x[..., :5], rotate(x[..., 5:].clone(), turns)), dim=-1))
+    assert torch.equal(y[:, 0], x[:, 0])
