@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from core_model.autograd import differentiable_once
 from core_model.config import V3Config
 from core_model.fused import fused
+from core_model.parallel.device import forgets_empty_groups
 from core_model.swiglu import weighted_activation, weighted_gradients
 
 ROW_MULTIPLE = 32
@@ -125,10 +126,11 @@ class LoopedProducts:
 
 
 class GroupedProducts:
-    """`F.grouped_mm` of all experts at once, which makes nothing wait; the fast way on CUDA."""
+    """`F.grouped_mm` of all experts at once, which makes nothing wait; the fast way on CUDA. ends: as above."""
 
     def __init__(self, ends: Tensor) -> None:
         self.ends = ends.to(torch.int32)
+        self.forgets_empty = forgets_empty_groups(ends.device)
 
     def times_transposed(self, x_PI: Tensor, weight_EOI: Tensor) -> Tensor:
         return F.grouped_mm(x_PI, weight_EOI.transpose(1, 2), offs=self.ends)
@@ -137,7 +139,13 @@ class GroupedProducts:
         return F.grouped_mm(x_PO, weight_EOI, offs=self.ends)
 
     def of_rows(self, a_PO: Tensor, b_PI: Tensor) -> Tensor:
-        return F.grouped_mm(a_PO.T, b_PI, offs=self.ends)
+        if not len(a_PO):  # which grouped_mm refuses on CUDA
+            return a_PO.new_zeros(len(self.ends), a_PO.shape[1], b_PI.shape[1])
+        products_EOI = F.grouped_mm(a_PO.T, b_PI, offs=self.ends)
+        if self.forgets_empty:
+            is_empty_E = self.ends.diff(prepend=self.ends.new_zeros(1)) == 0
+            products_EOI.masked_fill_(is_empty_E[:, None, None], 0)
+        return products_EOI
 
 
 def _in_rows(weights_TK: Tensor, token_P: Tensor, row_TK: Tensor) -> Tensor:

@@ -43,6 +43,15 @@ def compiles_kernels(device: torch.device) -> bool:
     return has_triton()
 
 
+def forgets_empty_groups(device: torch.device) -> bool:
+    """Whether a grouped GEMM may leave as memory was the product of a group without rows, which is zero.
+
+    Seen on NVIDIA's 10.0 (pytorch#172439), and with ROCm before pytorch#174314.
+    """
+    capability = nvidia_capability(device)
+    return device.type == "cuda" if capability is None else capability >= (10, 0)
+
+
 def device_name(device: torch.device) -> str:
     """What its driver calls it; "cpu" for the CPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import reference_experts, relative_difference, tiny_config
 
-from core_model.moe import MoE
+from core_model.moe import MoE, experts
 from core_model.moe.experts import Experts, group_rows, grouped_experts, looped_experts
+from core_model.parallel import device
 
 IMPLEMENTATIONS = [looped_experts, grouped_experts]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -85,6 +87,26 @@ def test_any_routing_equals_the_reference(run, data):
     indices = torch.tensor(data.draw(st.lists(token, min_size=1, max_size=40), "routing"))
     dtype = data.draw(st.sampled_from(list(TOLERANCE)), "dtype")
     check(run, indices, experts, dtype, seed=data.draw(st.integers(0, 99), "seed"))
+
+
+@pytest.mark.parametrize(("capability", "forgets"), [(None, True), ((9, 0), False), ((10, 0), True), ((12, 0), True)])
+def test_groups_that_a_device_forgets_are_cleared(capability, forgets, monkeypatch):
+    """On some, grouped products of groups without rows are what memory held."""
+    monkeypatch.setattr(device, "nvidia_capability", lambda device: capability)
+    assert device.forgets_empty_groups(torch.device("cuda")) == forgets
+    assert not device.forgets_empty_groups(torch.device("cpu")) or capability is not None
+    monkeypatch.setattr(experts, "forgets_empty_groups", lambda device: forgets)
+    whole = F.grouped_mm
+
+    def forgetful(a, b, offs):
+        product = whole(a, b, offs=offs)
+        if product.dim() == 3 and forgets:
+            product[offs.diff(prepend=offs.new_zeros(1)) == 0] = float("nan")
+        return product
+
+    monkeypatch.setattr(F, "grouped_mm", forgetful)
+    values = check(grouped_experts, torch.tensor([[2], [2], [0]]), 4, torch.float32)
+    assert all(weight.grad[[1, 3]].abs().max() == 0 for weight in values[2:])
 
 
 @given(st.lists(st.integers(0, 4), min_size=0, max_size=60), st.sampled_from([1, 4, 32]))
