@@ -96,10 +96,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    latest = (
-        f"share of a stage's undisturbed seconds after which no kill comes (default {LATEST}; less where the machine "
-    )
-    parser.add_argument("--latest", type=float, default=LATEST, help=latest + "was busy then)")
+    latest = f"most of a stage's undisturbed time before its kill (default {LATEST}); less, where the machine was busy then"
+    parser.add_argument("--latest", type=float, default=LATEST, metavar="SHARE", help=latest)
     parser.add_argument("--output", type=Path, default=Path("docs/soak.md"))
     options = parser.parse_args()
 
@@ -114,9 +112,8 @@ def main() -> int:
     for stage in plan.stages:
         provenance = read_provenance(undisturbed / stage.id)
         assert provenance is not None
-        kills.append(
-            Kill(stage.id, provenance["seconds"] * draw.uniform(EARLIEST, options.latest), provenance["seconds"])
-        )
+        seconds = provenance["seconds"]
+        kills.append(Kill(stage.id, seconds * draw.uniform(EARLIEST, options.latest), seconds))
     for kill in kills:
         kill_in(kill.stage, killed, kill.seconds, options.pipeline, f"run_dir={killed}")
     run_to_end(options.pipeline, f"run_dir={killed}")
