@@ -96,7 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", type=Path)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
-    latest = f"most of a stage's undisturbed time before its kill (default {LATEST}); less, where the machine was busy then"
+    latest = f"most of a stage's undisturbed time before its kill (default {LATEST}; less, if it ran beside others)"
     parser.add_argument("--latest", type=float, default=LATEST, metavar="SHARE", help=latest)
     parser.add_argument("--output", type=Path, default=Path("docs/soak.md"))
     options = parser.parse_args()
