@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import threading
 import types
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
@@ -21,6 +22,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from core_model.parallel.device import compiles_kernels
+from core_model.precision import autocast_dtype
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +37,17 @@ class TakesFused(TorchDispatchMode):
         raise NotImplementedError
 
 
+# Why a function is not compiled on a device: no compiler on this machine, say.
+faults: dict[tuple[str, torch.device], str] = {}
+_making = threading.Lock()
+
+
 def fused(function: Callable[Args, Result]) -> Callable[Args, Result]:
-    """`function` of tensors, compiled where kernels are; not differentiable, so for autograd functions.
+    """`function` of tensors and constants, compiled where kernels are; not differentiable, so for autograd functions.
 
     Between its operations a kernel keeps fp32 where the operations themselves would round to bf16. Tensors of another
-    dtype, rank or last size, or laid out otherwise, get a kernel of their own; of the other sizes one kernel takes all.
+    dtype, rank or last size, or laid out otherwise, get a kernel of their own, and so do other constants; of the other
+    sizes one kernel takes all.
     """
     kernels: dict[tuple[object, ...], Callable[Args, Result]] = {}
 
@@ -50,15 +58,18 @@ def fused(function: Callable[Args, Result]) -> Callable[Args, Result]:
         mode = _get_current_dispatch_mode()
         if isinstance(mode, TakesFused):
             return mode.fused(function, *args, **kwargs)
-        place = function.__qualname__, next(x.device for x in args if isinstance(x, Tensor))
-        if mode is not None or place in faults or not compiles_on(place[1]):
+        device = next(x.device for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        place = f"{function.__module__}.{function.__qualname__}", device
+        if mode is not None or place in faults or not compiles_on(device):
             return function(*args, **kwargs)
-        kinds = (*map(_kind, args), torch.is_inference_mode_enabled())
-        if kinds not in kernels:
-            kernels[kinds] = torch.compile(_twin(function, len(kernels)))
-        detached: Any = [x.detach() if isinstance(x, Tensor) else x for x in args]
+        named = ((name, _kind(x)) for name, x in kwargs.items())
+        kinds = (*map(_kind, args), *named, autocast_dtype(device), torch.is_inference_mode_enabled())
+        with _making:
+            if kinds not in kernels:
+                kernels[kinds] = torch.compile(_twin(function, len(kernels)))
+        detached: Any = [_detached(x) for x in args], {name: _detached(x) for name, x in kwargs.items()}
         try:
-            return kernels[kinds](*detached, **kwargs)
+            return kernels[kinds](*detached[0], **detached[1])
         except TorchDynamoException as error:
             result = function(*args, **kwargs)  # raises where the arguments are at fault
             faults[place] = str(error)
@@ -68,15 +79,20 @@ def fused(function: Callable[Args, Result]) -> Callable[Args, Result]:
     return run
 
 
-# Why a function is not compiled on a device: no compiler on this machine, say.
-faults: dict[tuple[str, torch.device], str] = {}
-
-
 def _kind(x: object) -> object:
-    """What a kernel is made for. Of vectors any size: they hold a number for each row."""
+    """What a kernel is made for.
+
+    Of sizes the last one, but not a vector's, which holds a number for each row; and which of them are 1: torch.compile
+    takes these for constants, and would count a kernel for each combination.
+    """
     if not isinstance(x, Tensor):
         return x
-    return x.dtype, x.dim(), x.shape[-1] if x.dim() > 1 else None, x.is_contiguous()
+    width = x.shape[-1] if x.dim() > 1 else None
+    return x.device, x.dtype, width, tuple(size == 1 for size in x.shape), x.is_contiguous()
+
+
+def _detached(x: object) -> object:
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 def _twin(function: Callable[Args, Result], number: int) -> Callable[Args, Result]:

@@ -74,8 +74,10 @@ def _turned(x_BTHR: Tensor, turns_BTR2: Tensor) -> Tensor:
         (x, y), (cos, sin) = pairs.unbind(-1), turns_BT1R2.unbind(-1)
         turned = torch.stack((x * cos - y * sin, x * sin + y * cos), dim=-1)
     else:
-        if any(stride % 2 for stride in pairs.stride()[:-1]):  # rows of an odd width
-            pairs = pairs.contiguous()
+        *strides, last = pairs.stride()
+        if last != 1 or pairs.storage_offset() % 2 or any(stride % 2 for stride in strides):
+            # Laid out so that memory holds no complex numbers.
+            pairs = pairs.clone(memory_format=torch.contiguous_format)
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns_BT1R2))
     return turned.flatten(-2).to(x_BTHR.dtype)
 

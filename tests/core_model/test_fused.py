@@ -13,6 +13,7 @@ from compiled import gradients
 from reference import random_model, random_tokens, relative_difference, tiny_config
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from core_model import fused, loss, norm, rope, swiglu
@@ -51,13 +52,21 @@ CASES: dict[str, tuple[Callable[..., object], Callable[[Callable[..., Tensor]], 
 
 
 @pytest.fixture
-def compiling(monkeypatch):
+def may_compile(monkeypatch):
     """As on a device that kernels are compiled for; nothing may fall back to operations unseen."""
     monkeypatch.setattr(fused, "compiles_on", lambda device: True)
     monkeypatch.setattr(fused, "faults", {})
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         yield
     assert not fused.faults
+
+
+@pytest.fixture
+def compiling(may_compile):
+    """And something must be compiled."""
+    before = counters["stats"]["unique_graphs"]
+    yield
+    assert counters["stats"]["unique_graphs"] > before
 
 
 def outputs(result: object) -> tuple[Tensor, ...]:
@@ -133,12 +142,14 @@ def test_lengths_and_modes_that_change_are_all_compiled(monkeypatch, compiling):
                          (swiglu, "gradients"), (rope, "rotated_tail")):  # fmt: skip
         monkeypatch.setattr(module, name, as_one_kernel(inspect.unwrap(getattr(module, name))))
     model = random_model(tiny_config())
-    for rows, length in ((2, 12), (3, 9), (1, 10), (2, 1), (1, 1)):
+    for rows, length in ((2, 12), (2, 9), (3, 9), (1, 10), (2, 1), (1, 1)):
         tokens = random_tokens(rows, length)
+        packed = torch.arange(length).expand(rows, -1) % 5
         for dtype in (torch.float32, torch.bfloat16):
             model.compute_dtype = dtype
             model.train()
             model.model(tokens).last_hidden_state.sum().backward()
+            model.model(tokens, position_ids=packed).last_hidden_state.sum().backward()
             model.eval()
             with torch.no_grad():
                 model(tokens)
@@ -155,7 +166,7 @@ def broken_compiler(function):
     return run
 
 
-def test_a_fault_in_compiling_is_said_once_and_operations_take_over(monkeypatch, caplog, compiling):
+def test_a_fault_in_compiling_is_said_once_and_operations_take_over(monkeypatch, caplog, may_compile):
     monkeypatch.setattr(torch, "compile", broken_compiler)
     double = as_one_kernel(lambda x: x * 2)
     for _ in range(2):
@@ -167,7 +178,12 @@ def test_a_fault_in_compiling_is_said_once_and_operations_take_over(monkeypatch,
     fused.faults.clear()
 
 
-def test_arguments_at_fault_turn_nothing_off(compiling):
+def test_arguments_by_name_are_arguments(compiling):
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(swiglu.activation(gate_PF=x, up_PF=x), inspect.unwrap(swiglu.activation)(x, x))
+
+
+def test_arguments_at_fault_turn_nothing_off(may_compile):
     with pytest.raises(RuntimeError, match="23"):
         norm.rms_norm(torch.ones(4, 24), torch.ones(23), 1e-6)
     assert not fused.faults

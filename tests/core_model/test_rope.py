@@ -113,9 +113,22 @@ def test_bf16_is_rotated_in_fp32():
     torch.testing.assert_close(turned, rotate(x.float(), turns).to(torch.bfloat16), rtol=0, atol=0)
 
 
-def test_heads_of_any_width_and_layout_are_rotated():
-    turns = rotations(torch.arange(5).unsqueeze(0), inverse_frequencies(8, 1e4, None))
-    x = torch.randn(2, 3, 5, 13, requires_grad=True).transpose(1, 2)
-    y = rotate_tail(x, turns)
-    torch.testing.assert_close(y, torch.cat((x[..., :5], rotate(x[..., 5:].clone(), turns)), dim=-1))
-    assert torch.equal(y[:, 0], x[:, 0])
+LAYOUTS = {
+    "odd heads, transposed": lambda: torch.randn(2, 3, 5, 13).transpose(1, 2),
+    "every second number": lambda: torch.randn(2, 5, 3, 24)[..., ::2],
+    "an odd offset": lambda: torch.randn(2 * 5 * 3 * 12 + 1)[1:].view(2, 5, 3, 12),
+    "one number everywhere": lambda: torch.randn(1, 1, 1, 1).expand(2, 5, 3, 12),
+    "one odd head": lambda: torch.randn(1, 1, 1, 13),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_heads_of_any_width_and_layout_are_rotated(layout):
+    x = LAYOUTS[layout]()
+    turns = rotations(torch.arange(x.shape[1]).unsqueeze(0), inverse_frequencies(8, 1e4, None))
+    leaf, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    expected = torch.cat((plain[..., :-8], rotate(plain[..., -8:], turns)), dim=-1)
+    torch.testing.assert_close(rotate_tail(x, turns), expected)
+    rotate_tail(leaf, turns).sum().backward()  # whose gradient is one number everywhere
+    expected.sum().backward()
+    torch.testing.assert_close(leaf.grad, plain.grad)
