@@ -40,8 +40,8 @@ PICKS = {"index_select", "gather", "embedding", "index", "gathered_sum"}
 class Traffic(TakesFused):
     """Counts bytes and passes of what is no product: every operand read once, every result written once.
 
-    A fused function is one pass, or as many as it has kernels. Products, and attention, which `as_one_kernel` puts
-    aside, are not counted: both sides do the same ones.
+    A fused function is one pass, or as many as its kernels read its operands. Products, and attention, which
+    `as_one_kernel` puts aside, are not counted: both sides do the same ones.
     """
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ def peer(config: V3Config, ids: Tensor) -> Callable[[], Tensor]:
 
 
 def run() -> Iterator[BenchmarkRow]:
-    """Forward and backward, without the optimiser: tokens for each GB, and for each thousand passes."""
+    """Forward and backward, without the optimiser: tokens for each GB, and for each pass."""
     for case in accelerator_cases():
         yield from rows_of(case)
 

@@ -31,10 +31,10 @@ Result = TypeVar("Result")
 
 
 class TakesFused(TorchDispatchMode):
-    """A dispatch mode that sees a fused function as one operation, where others see those it is written in."""
+    """A dispatch mode that is given a fused function whole, where others see the operations it is written in."""
 
     def fused(self, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        raise NotImplementedError
+        return function(*args, **kwargs)
 
 
 # Why a function is not compiled on a device: no compiler on this machine, say.
@@ -67,9 +67,10 @@ def fused(function: Callable[Args, Result]) -> Callable[Args, Result]:
         with _making:
             if kinds not in kernels:
                 kernels[kinds] = torch.compile(_twin(function, len(kernels)))
-        detached: Any = [_detached(x) for x in args], {name: _detached(x) for name, x in kwargs.items()}
+        values: Any = map(_detached, args)
+        named_values: Any = {name: _detached(x) for name, x in kwargs.items()}
         try:
-            return kernels[kinds](*detached[0], **detached[1])
+            return kernels[kinds](*values, **named_values)
         except TorchDynamoException as error:
             result = function(*args, **kwargs)  # raises where the arguments are at fault
             faults[place] = str(error)

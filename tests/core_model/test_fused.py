@@ -157,6 +157,7 @@ def test_lengths_and_modes_that_change_are_all_compiled(monkeypatch, compiling):
                 model(tokens)
     model.requires_grad_(False)
     model(random_tokens(2, 5))
+    assert not fused.faults
 
 
 def broken_compiler(function):
