@@ -78,6 +78,12 @@ class Traffic(TakesFused):
         self.passes += READINGS.get(name, 1)
 
 
+class SingleOperations(Traffic):
+    """Where nothing is compiled: a fused function is the operations that it is written in."""
+
+    fused = TakesFused.fused
+
+
 def _is_written(argument: Any) -> bool:
     return argument.alias_info is not None and argument.alias_info.is_write
 
@@ -130,9 +136,9 @@ def as_one_kernel() -> Iterator[None]:
         yield
 
 
-def traffic_of(step: Callable[[], Tensor]) -> Traffic:
+def traffic_of(step: Callable[[], Tensor], counter: type[Traffic] = Traffic) -> Traffic:
     """Of a forward, which gives a loss, and its backward."""
-    with as_one_kernel(), Traffic() as traffic:
+    with as_one_kernel(), counter() as traffic:
         step().backward()
     return traffic
 
@@ -164,20 +170,25 @@ def run() -> Iterator[BenchmarkRow]:
 
 def rows_of(case: Case) -> Iterator[BenchmarkRow]:
     ids = torch.empty(case.batch, case.length, dtype=torch.int64, device=META)
-    mine, theirs = (traffic_of(side(case.config, ids)) for side in (ours, peer))
-    for unit, work, one, other in (
-        ("tokens/GB", 1e9 * ids.numel(), mine.bytes, theirs.bytes),
-        ("tokens/pass", ids.numel(), mine.passes, theirs.passes),
-    ):
-        yield BenchmarkRow(
-            case=f"{case.name}, {case.batch} x {case.length}, ours bf16 over fp32 weights",
-            unit=unit,
-            ours=work / one,
-            peer=work / other,
-            peer_name=f"{PEER}, bf16",
-            limit=None,
-            ratio=other / one,
-            ratio_low=other / one,  # counted
-            ratio_high=other / one,
-            target=None,
-        )
+    mine = traffic_of(ours(case.config, ids))
+    peers = {
+        f"{PEER}, bf16": traffic_of(peer(case.config, ids)),
+        "ours as single operations": traffic_of(ours(case.config, ids), SingleOperations),
+    }
+    for name, theirs in peers.items():
+        for unit, work, one, other in (
+            ("tokens/GB", 1e9 * ids.numel(), mine.bytes, theirs.bytes),
+            ("tokens/pass", ids.numel(), mine.passes, theirs.passes),
+        ):
+            yield BenchmarkRow(
+                case=f"{case.name}, {case.batch} x {case.length}, ours bf16 over fp32 weights",
+                unit=unit,
+                ours=work / one,
+                peer=work / other,
+                peer_name=name,
+                limit=None,
+                ratio=other / one,
+                ratio_low=other / one,  # counted
+                ratio_high=other / one,
+                target=None,
+            )
