@@ -38,12 +38,16 @@ def find_recipes(folder: Path) -> dict[Path, dict[str, Any]]:
 
 def print_catalogue(folder: Path) -> None:
     """A table of the recipes under `folder`."""
-    table = Table("recipe", "stage", "name", "what it is", box=None, pad_edge=False, header_style="bold")
-    for path, data in find_recipes(folder).items():
-        stage = "pipeline" if "stages" in data else str(data.get("stage", "unreadable"))
-        table.add_row(*map(escape, (str(path), stage, str(data.get("name", "")), first_comment(path))))
-    if not table.row_count:
+    recipes = find_recipes(folder)
+    if not recipes:
         raise InputError(folder, expected="recipes (YAML files with a stage)", found="none")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("recipe", no_wrap=True)  # whole, to be copied
+    table.add_column("stage", no_wrap=True)
+    table.add_column("what it is")
+    for path, data in recipes.items():
+        stage = "pipeline" if "stages" in data else str(data.get("stage", "unreadable"))
+        table.add_row(*map(escape, (str(path), stage, first_comment(path))))
     _console().print(table)
 
 

@@ -43,7 +43,7 @@ class StreamOptions(BaseModel):
 class SamplingRequest(BaseModel):
     """What completions and chats have in common.
 
-    Fields that are not known are ignored, but for those of `NEUTRAL`. So is the model's name: there is one.
+    Fields that are not known are ignored, but for those of `NEUTRAL`. model: "" for the one that is served.
     """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)

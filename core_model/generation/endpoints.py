@@ -43,8 +43,11 @@ class _Endpoint(ABC, Generic[Body]):
     def __init__(self, service: Service, body: Body) -> None:
         """
         Raises:
-            Refusal: prompts or parameters that cannot be.
+            Refusal: another model than the one served, or prompts or parameters that cannot be.
         """
+        served = service.settings.name
+        if body.model not in ("", served):  # a client at the wrong server would take its answers for another model's
+            raise Refusal(404, f"the model {body.model!r} is not served here; expected {served!r}", param="model")
         self.service, self.tokenizer = service, service.tokenizer
         self.body: Body = body
         self.id, self.created = f"{self.prefix}-{secrets.token_hex(12)}", int(time.time())

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from core_model.errors import InputError
+from recipes import catalogue
 from recipes.cli import app, main
 
 
@@ -32,12 +35,20 @@ def test_list_shows_what_there_is(stages, monkeypatch):
     rows = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in result.output.splitlines()]
     assert result.exit_code == 0
     assert rows == [
-        ["recipe", "stage", "name", "what it is"],
+        ["recipe", "stage", "what it is"],
         ["recipes/broken.yaml", "unreadable", "not [bold]YAML[/bold]"],
-        ["recipes/pipeline.yaml", "pipeline", "both", "two walks, one after the other"],
-        ["recipes/walk.yaml", "walk", "walk", "a random walk"],
+        ["recipes/pipeline.yaml", "pipeline", "two walks, one after the other"],
+        ["recipes/walk.yaml", "walk", "a random walk"],
     ]
     assert isinstance(trivium("list", "nowhere").exception, InputError)
+
+
+def test_list_cuts_no_path_in_a_narrow_terminal(stages, monkeypatch, capsys):
+    monkeypatch.setattr(catalogue, "_console", lambda: Console(width=50))
+    monkeypatch.chdir(stages.root)
+    stages.write("recipes/of_a_rather_long_name.yaml", "# what it is takes three lines and more here\nstage: walk\n")
+    catalogue.print_catalogue(Path("recipes"))
+    assert "recipes/of_a_rather_long_name.yaml  walk" in capsys.readouterr().out
 
 
 def test_check_says_ok_or_2(walk_recipe, stages):
