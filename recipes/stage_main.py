@@ -23,9 +23,9 @@ EXIT_INTERRUPTED = 130
 
 EPILOG = """\
 examples:
-  python -m {stage} recipes/nano/{stage}.yaml
-  python -m {stage} recipes/nano/{stage}.yaml seed=1 run_dir=runs/second
-  accelerate launch --config_file recipes/accelerate/cpu.yaml -m {stage} recipes/nano/{stage}.yaml
+  {command} {example}
+  {command} {example} seed=1 run_dir=runs/second
+  accelerate launch --config_file recipes/accelerate/cpu.yaml -m {module} {example}
 
 The run is kept in runs/<name> (or run_dir). Killed at any moment, it resumes with the same command; complete, it says
 so and does nothing. Exit status: 0 done, 2 bad input (one message says which key or file), 130 interrupted.
@@ -33,6 +33,7 @@ so and does nothing. Exit status: 0 done, 2 bad input (one message says which ke
 keys of a {stage} recipe (dotted where nested):
 {keys}
 """
+EXAMPLES = {"sft": "recipes/nano/sft_reasoning.yaml", "rl": "recipes/nano/rl_accuracy.yaml"}  # else <stage>.yaml
 
 
 def stage_main(
@@ -141,13 +142,16 @@ def _refuse_several_processes(stage: str, distributed: bool) -> None:
 
 def _parser(stage: str, schema: type[StageRecipe], step: str | None) -> argparse.ArgumentParser:
     what = f"the {stage} stage" if step is None else f"one step of the {stage} stage"
+    module = stage if step is None else f"{stage} {step}"
+    example = EXAMPLES.get(stage, f"recipes/nano/{stage}.yaml")
+    keys = "\n".join(_key_lines(schema))
     parser = argparse.ArgumentParser(
-        prog=f"python -m {stage}" if step is None else f"python -m {stage} {step}",
+        prog=f"python -m {module}",
         description=f"Run {what} as a recipe says.",
-        epilog=EPILOG.format(stage=stage, keys="\n".join(_key_lines(schema))),
+        epilog=EPILOG.format(command=f"python -m {module}", module=module, example=example, stage=stage, keys=keys),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/nano/" + stage + ".yaml")
+    parser.add_argument("recipe", metavar="RECIPE", help=f"a YAML file, such as {example}")
     parser.add_argument(
         "overrides", metavar="KEY=VALUE", nargs="*", help="replace a key of the recipe, dotted, by a YAML value"
     )

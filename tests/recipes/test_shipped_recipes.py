@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from collections.abc import Set
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -9,6 +11,7 @@ from typing import Any, get_args, get_origin
 import pytest
 import yaml
 
+from recipes import stage_main
 from recipes.catalogue import check_file, find_recipes, first_comment
 from recipes.loader import read_yaml, stage_schema
 from recipes.schema import dotted_keys
@@ -88,3 +91,10 @@ def test_the_comment_rule_sees_what_it_should(tmp_path):
     found = ["line 4: name", "line 7: optimizer.rate", "line 13: stages.recipe", "line 15: tables.a", "line 16: url"]
     assert uncommented_keys(path) == found
     assert uncommented_keys(path, {"tables"}) == [line for line in found if "tables" not in line]
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "distill", "sft", "rl", "eval"])
+def test_recipes_that_help_names_are_there(stage, repository):
+    schema = importlib.import_module(f"{stage}.recipe").Recipe
+    named = set(re.findall(r"recipes/\S+\.yaml", stage_main._parser(stage, schema, None).format_help()))
+    assert len(named) == 2 and all((repository / name).is_file() for name in named)
