@@ -83,7 +83,9 @@ def test_what_cannot_be_is_a_400_with_a_message(server, path, body, message):
     assert error["type"] == "invalid_request_error" and error["code"] == 400 and "param" in error
 
 
-@pytest.mark.parametrize(("path", "body"), [("completions", {"prompt": "a"}), ("chat/completions", {"messages": QUESTION})])
+@pytest.mark.parametrize(
+    ("path", "body"), [("completions", {"prompt": "a"}), ("chat/completions", {"messages": QUESTION})]
+)
 def test_another_model_than_the_one_served_is_a_404(server, path, body):
     answers = [server.http.post(f"/v1/{path}", json=body | {"model": name}) for name in ("gpt-5", "nano", "", None)]
     assert [answer.status_code for answer in answers] == [404, 200, 200, 200]
