@@ -12,8 +12,9 @@ from eval.judge.shared import JudgeRecipe
 from eval.needle_recipe import NeedleRecipe
 from eval.subjects.endpoint import EndpointRecipe
 from eval.tasks.task import Mode, Task, build_task
+from recipes.faults import shown
 from recipes.rows import Condition
-from recipes.schema import InputPath, StageRecipe, StrictModel
+from recipes.schema import InputPath, KeyFault, StageRecipe, StrictModel
 
 ID = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
 
@@ -188,7 +189,7 @@ class Recipe(StageRecipe):
             if not re.fullmatch(ID, name):
                 raise ValueError(f"a task's name is made of letters, digits, _ and -, not {name!r}")
             if not isinstance(options, dict):
-                raise ValueError(f"{name}: a mapping of keys, not {options!r}")
+                raise KeyFault((name,), expected="a mapping of keys", found=shown(options))
             built[name] = build_task(name, options)
         return built
 

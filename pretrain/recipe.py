@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from core_model.config import V3Config
+from core_model.config import PRESETS, V3Config
 from core_model.moe import RankCap
 from pretrain.data.config import CorpusConfig
 from pretrain.schedule import LearningRate, Phase, Phases
-from recipes.schema import ComputeDtype, InputPath, RecomputePolicy, StageRecipe, StrictModel
+from recipes.faults import did_you_mean
+from recipes.schema import ComputeDtype, InputPath, KeyFault, RecomputePolicy, StageRecipe, StrictModel
 
 
 class Model(StrictModel):
@@ -23,6 +24,33 @@ class Model(StrictModel):
     init_std: float = Field(
         default=0.006, gt=0, description="standard deviation of every matrix (V3 report 4.2: 0.006)"
     )
+
+    @field_validator("preset")
+    @classmethod
+    def _is_one(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            raise ValueError(f"one of {', '.join(PRESETS)}")
+        return preset
+
+    @field_validator("overrides")
+    @classmethod
+    def _are_fields(cls, overrides: dict[str, Any]) -> dict[str, Any]:
+        known = V3Config.__annotations__
+        for name in overrides:
+            if name == "rope_scaling":
+                raise KeyFault((name,), expected="it beside `model`: it is the stage's", found="it among the model's")
+            if name not in known:
+                expected = f"a field of V3Config{did_you_mean(name, known)}"
+                raise KeyFault((name,), expected=expected, found=f"the unknown field {name!r}")
+        return overrides
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Model:
+        try:
+            V3Config.preset(self.preset, **self.overrides)
+        except ValueError as error:
+            raise _misfit("overrides", error) from error
+        return self
 
 
 class Cap(StrictModel):
@@ -114,7 +142,10 @@ class Recipe(StageRecipe):
                 f"data.micro_batch {self.data.micro_batch}"
             )
         if self.model is not None:
-            config = V3Config.preset(self.model.preset, **self.model.overrides, rope_scaling=self.rope_scaling)
+            try:
+                config = V3Config.preset(self.model.preset, **self.model.overrides, rope_scaling=self.rope_scaling)
+            except ValueError as error:  # the model has been built without it
+                raise _misfit("rope_scaling", error) from error
             if self.corpus is not None and config.vocab_size != self.corpus.vocabulary_size:
                 raise ValueError(
                     f"the model's vocab_size {config.vocab_size} is not corpus.vocabulary_size "
@@ -129,3 +160,8 @@ class Recipe(StageRecipe):
                 "neither bias_speed nor balance_alpha: the router would be unbalanced; say unbalanced: true"
             )
         return self
+
+
+def _misfit(key: str, error: ValueError) -> KeyFault:
+    """What a configuration says against a key of the recipe."""
+    return KeyFault((key,), expected="fields that fit together", found=str(error).removeprefix("V3Config: "))

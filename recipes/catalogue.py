@@ -13,7 +13,7 @@ from rich.table import Table
 from core_model.errors import InputError
 from recipes.loader import load_recipe, read_yaml
 from recipes.pipeline import check_recipe, is_pipeline, missing_inputs, plan_pipeline
-from recipes.sweep import is_sweep
+from recipes.sweep import is_sweep, plan_sweep
 
 
 def find_recipes(folder: Path) -> dict[Path, dict[str, Any]]:
@@ -52,12 +52,20 @@ def print_catalogue(folder: Path) -> None:
 
 
 def check_file(path: Path, overrides: list[str]) -> tuple[list[str], list[str]]:
-    """Check one recipe or pipeline without running it.
+    """Check one recipe, pipeline or sweep without running it.
+
+    Args:
+        overrides: of a recipe or a pipeline; a sweep takes none.
 
     Returns:
-        Problems, and notes that are none (inputs that are not there yet).
+        Problems, and notes that are none (inputs that are not there yet, what a sweep is run by).
     """
     try:
+        if is_sweep(path):
+            trials = plan_sweep(path).trials
+            wanting = {pair for trial in trials for pair in missing_inputs(trial.recipe).items()}
+            notes = [f"a sweep of {len(trials)} trials: `python -m recipes.sweep {path}` runs them"]
+            return [], notes + [f"input {key} is not there yet: {place}" for key, place in sorted(wanting)]
         if is_pipeline(path):
             plan = plan_pipeline(path, overrides)
             problems, notes = [], []

@@ -6,11 +6,11 @@ and what was found.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import json
 import re
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -21,9 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from core_model.errors import InputError
-from recipes.schema import StageRecipe, dotted_keys, models_in
-
-MAX_SHOWN = 80  # characters of a faulty value that a message quotes
+from recipes.faults import explain, shown
+from recipes.schema import StageRecipe
 
 
 @dataclass
@@ -39,7 +38,7 @@ class RecipeSource:
         for override in reversed(self.overrides):
             name = override.partition("=")[0].strip()
             if name == key or name.startswith(key + ".") or key.startswith(name + "."):
-                return self.files[0], f"override {_shown(override)}"
+                return self.files[0], f"override {shown(override)}"
         for path in self.files:
             line = _line_of(path, loc)
             if line is not None:
@@ -71,6 +70,9 @@ def read_yaml(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     path = Path(path)
     files: list[Path] = []
     config = _merged(path, files)
+    if holds_sweep(config):  # its ${...} are wandb's, and would not resolve
+        found = f"a sweep; `python -m recipes.sweep {path}` runs it"
+        raise InputError(path, expected="a recipe or a pipeline", found=found)
     source = RecipeSource(files, list(overrides))
     for override in overrides:
         _apply(config, override, path)
@@ -83,16 +85,21 @@ def read_yaml(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> 
     return cast(dict[str, Any], data), source
 
 
+def holds_sweep(data: Any) -> bool:
+    """Whether what a YAML file holds is a sweep: a mapping with `method` and `parameters`."""
+    return isinstance(data, Mapping) and {"method", "parameters"} <= data.keys()
+
+
 def stage_schema(data: dict[str, Any], source: RecipeSource) -> type[StageRecipe]:
     """The recipe class of the stage that `data` names."""
     stage = data.get("stage")
     if not isinstance(stage, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", stage):
         path, where = source.place(("stage",))
-        raise InputError(path, where=where, expected="the stage's name, such as `stage: pretrain`", found=_shown(stage))
+        raise InputError(path, where=where, expected="the stage's name, such as `stage: pretrain`", found=shown(stage))
     schema = getattr(stage_module(stage, source), "Recipe", None)
     if not (isinstance(schema, type) and issubclass(schema, StageRecipe)):
         path, where = source.place(("stage",))
-        raise InputError(path, where=where, expected=f"a stage with a class {stage}.recipe.Recipe", found=_shown(stage))
+        raise InputError(path, where=where, expected=f"a stage with a class {stage}.recipe.Recipe", found=shown(stage))
     return schema
 
 
@@ -105,7 +112,7 @@ def stage_module(stage: str, source: RecipeSource) -> types.ModuleType:
             raise
         path, where = source.place(("stage",))
         raise InputError(
-            path, where=where, expected=f"a stage: a package with {stage}/recipe.py", found=_shown(stage)
+            path, where=where, expected=f"a stage: a package with {stage}/recipe.py", found=shown(stage)
         ) from error
 
 
@@ -123,7 +130,9 @@ def validate(schema: type[BaseModel], data: dict[str, Any], source: RecipeSource
     try:
         return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise _explain(schema, error, source) from None
+        fault = explain(schema, json.loads(text), error)
+        path, where = source.place(fault.key)
+        raise InputError(path, where=where, expected=fault.expected, found=fault.found) from None
 
 
 def _merged(path: Path, files: list[Path]) -> DictConfig:
@@ -141,7 +150,7 @@ def _merged(path: Path, files: list[Path]) -> DictConfig:
         text = path.read_text(encoding="utf-8")
         if not isinstance(yaml.compose(text, Loader=yaml.SafeLoader), yaml.MappingNode):
             raise InputError(
-                path, expected="a mapping of keys", found=_shown(text.strip()) if text.strip() else "nothing"
+                path, expected="a mapping of keys", found=shown(text.strip()) if text.strip() else "nothing"
             )
         config = OmegaConf.create(text)
     except yaml.MarkedYAMLError as error:
@@ -156,7 +165,7 @@ def _merged(path: Path, files: list[Path]) -> DictConfig:
     if parent is None:
         return config
     if not isinstance(parent, str):
-        raise InputError(path, where="extends", expected="the path of a recipe", found=_shown(parent))
+        raise InputError(path, where="extends", expected="the path of a recipe", found=shown(parent))
     merged = OmegaConf.merge(_merged(path.parent / parent, files), config)
     assert isinstance(merged, DictConfig)
     return merged
@@ -164,7 +173,7 @@ def _merged(path: Path, files: list[Path]) -> DictConfig:
 
 def _apply(config: DictConfig, override: str, path: Path) -> None:
     key, equals, _ = override.partition("=")
-    where = f"override {_shown(override)}"
+    where = f"override {shown(override)}"
     if not equals or not re.fullmatch(r"\s*[\w-]+(\.[\w-]+)*\s*", key):
         raise InputError(path, where=where, expected="dotted.key=value", found="no such pair")
     try:
@@ -175,55 +184,6 @@ def _apply(config: DictConfig, override: str, path: Path) -> None:
         raise InputError(path, where=where, expected="a value that fits there", found=_first_line(error)) from error
 
 
-def _explain(schema: type[BaseModel], error: ValidationError, source: RecipeSource) -> InputError:
-    """The first fault as an InputError; the others are named at its end."""
-    problems = error.errors(include_url=False)
-    # A mistyped key often also makes a required one missing: the mistyped key is the cause.
-    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
-    first, loc = problems[0], tuple(problems[0]["loc"])
-    if first["type"] == "extra_forbidden":
-        expected, found = _known_key(schema, loc), f"the unknown key {loc[-1]!r}"
-    elif first["type"] == "missing":
-        expected, found = "a value for this required key" + _description(schema, loc), "nothing"
-    elif first["type"] == "value_error" and isinstance(first["input"], dict):  # keys that do not go together
-        expected, found = "settings that go together", first["msg"].removeprefix("Value error, ")
-    else:
-        message = first["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        expected, found = message + _description(schema, loc), _shown(first["input"])
-    if len(problems) > 1:
-        others = sorted({".".join(map(str, problem["loc"])) for problem in problems[1:]})
-        found += f" (also wrong: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''})"
-    place, where = source.place(loc)
-    return InputError(place, where=where, expected=expected, found=found)
-
-
-def _known_key(schema: type[BaseModel], loc: tuple[str | int, ...]) -> str:
-    """What may stand where an unknown key stands, with the likeliest meant."""
-    name, models = str(loc[-1]), [schema]
-    for part in loc[:-1]:
-        inner = [
-            m
-            for model in models
-            if part in model.model_fields
-            for m in models_in(model.model_fields[str(part)].annotation)
-        ]
-        models = inner or models  # a list index, a dict's key or a union's tag stays at the same models
-    here = sorted({key for model in models for key in model.model_fields})
-    close = difflib.get_close_matches(name, here, n=1)
-    # Right word, wrong level: `learning_rate` for `optimizer.learning_rate`.
-    elsewhere = [key for key, _ in dotted_keys(schema) if key.rpartition(".")[2] == name]
-    if close or elsewhere:
-        return f"a known key (did you mean {(close or elsewhere)[0]!r}?)"
-    return f"one of the keys {', '.join(here)}"
-
-
-def _description(schema: type[BaseModel], loc: tuple[str | int, ...]) -> str:
-    """ " (the field's description)" of the key at `loc`, or nothing."""
-    key = ".".join(part for part in loc if isinstance(part, str))
-    text = dict(dotted_keys(schema)).get(key)
-    return f" ({text.description})" if text is not None and text.description else ""
-
-
 def _line_of(path: Path, loc: tuple[str | int, ...]) -> int | None:
     """The line on which `loc` is set in the file, None when the file does not set it."""
     node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
@@ -231,8 +191,6 @@ def _line_of(path: Path, loc: tuple[str | int, ...]) -> int | None:
     for part in loc:
         if isinstance(node, yaml.MappingNode):
             entry = next(((key, value) for key, value in node.value if key.value == str(part)), None)
-            if entry is None and part != loc[-1]:
-                continue  # a union's tag: pydantic's, not the file's
             if entry is None:
                 return None
             line, node = entry[0].start_mark.line + 1, entry[1]
@@ -242,11 +200,6 @@ def _line_of(path: Path, loc: tuple[str | int, ...]) -> int | None:
         else:
             break
     return line
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
 def _first_line(error: Exception) -> str:

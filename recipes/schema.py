@@ -16,6 +16,20 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 
+class KeyFault(ValueError):
+    """One key that is at fault. A validator raises it to name a key inside the value that it was given.
+
+    Args:
+        key: the key's parts, from where the validator stands; () is that value itself.
+        expected: what was expected there.
+        found: what was found instead.
+    """
+
+    def __init__(self, key: tuple[str | int, ...], *, expected: str, found: str) -> None:
+        self.key, self.expected, self.found = key, expected, found
+        super().__init__(f"{'.'.join(map(str, key))}: expected {expected}; found {found}")
+
+
 class StrictModel(BaseModel):
     """The base of every configuration object: frozen, no unknown keys, no infinities or NaNs, defaults checked too."""
 

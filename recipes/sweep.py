@@ -25,7 +25,7 @@ from pydantic import Field, model_validator
 from core_model.errors import InputError, disk_fault
 from recipes.atomic import write_json
 from recipes.child import run_child
-from recipes.loader import RecipeSource, load_recipe, validate
+from recipes.loader import RecipeSource, holds_sweep, load_recipe, validate
 from recipes.pipeline import check_recipe, missing_inputs
 from recipes.run import COMPLETE, read_metrics, read_provenance, run_status
 from recipes.schema import StageRecipe, StrictModel
@@ -147,12 +147,11 @@ class SweepPlan:
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether a YAML file is a sweep: a mapping with `method` and `parameters`."""
+    """Whether a YAML file is a sweep. Files that cannot be read are not."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return holds_sweep(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
-    return isinstance(data, dict) and {"method", "parameters"} <= data.keys()
 
 
 def plan_sweep(path: Path, *, count: int | None = None, seed: int = 0, folder: Path | None = None) -> SweepPlan:

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 
 from eval.judge.shared import JudgeRecipe
 from eval.tasks import refuse_unknown_families
-from recipes.schema import StrictModel
+from recipes.schema import KeyFault, StrictModel
 from rl.length import AnyLengthReward, NoLength
 from rl.rewards import RewardRecipe
 from sft.recipe import TrainerRecipe
@@ -71,7 +71,7 @@ class Recipe(TrainerRecipe):
     )
 
     @staticmethod
-    def trainer_problem(trainer: dict[str, Any]) -> str | None:
-        from rl.trainer_config import find_problem
+    def trainer_fault(trainer: dict[str, Any]) -> KeyFault | None:
+        from rl.trainer_config import find_fault
 
-        return find_problem(trainer)
+        return find_fault(trainer)

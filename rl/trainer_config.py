@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core_model.errors import InputError
-from sft.trainer_config import find_key_problem, trainer_values
+from recipes.faults import shown
+from recipes.schema import KeyFault
+from sft.trainer_config import find_key_fault, trainer_values
 
 if TYPE_CHECKING:
     from trl import GRPOConfig
@@ -66,17 +68,20 @@ REFUSED: dict[str, tuple[str, ...]] = {
 ALLOWED = {"save_strategy": ("steps",), "logging_strategy": ("steps",)}
 
 
-def find_problem(trainer: dict[str, Any]) -> str | None:
-    """What is wrong with a recipe's `trainer` keys, None when nothing is. No trainer or device is set up."""
+def find_fault(trainer: dict[str, Any]) -> KeyFault | None:
+    """The first of a recipe's `trainer` keys that is at fault, None when none is. No trainer or device is set up."""
     from trl.trainer.grpo_config import GRPOConfig
 
-    problem = find_key_problem(trainer, GRPOConfig, REFUSED, ALLOWED)
-    if problem is not None:
-        return problem
-    if not isinstance(trainer.get("max_steps"), int) or trainer["max_steps"] < 1:
-        return "max_steps: the number of optimiser steps, at least 1, must be given"
-    if trainer.get("temperature", 1.0) <= 0:
-        return "temperature: above 0; greedy samples of a prompt are all the same"
+    fault = find_key_fault(trainer, GRPOConfig, REFUSED, ALLOWED)
+    if fault is not None:
+        return fault
+    steps, temperature = trainer.get("max_steps"), trainer.get("temperature", 1.0)
+    if steps is None or steps < 1:
+        found = "nothing" if steps is None else shown(steps)
+        return KeyFault(("max_steps",), expected="the number of optimiser steps, at least 1", found=found)
+    if temperature <= 0:
+        expected = "a number above 0: greedy samples of a prompt are all the same"
+        return KeyFault(("temperature",), expected=expected, found=shown(temperature))
     return None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from recipes.schema import ComputeDtype, InputPath, RecomputePolicy, StageRecipe
+from recipes.schema import ComputeDtype, InputPath, KeyFault, RecomputePolicy, StageRecipe
 
 
 class TrainerRecipe(StageRecipe, ABC):
@@ -22,15 +22,15 @@ class TrainerRecipe(StageRecipe, ABC):
 
     @staticmethod
     @abstractmethod
-    def trainer_problem(trainer: dict[str, Any]) -> str | None:
-        """What is wrong with the trainer's keys, None when nothing is."""
+    def trainer_fault(trainer: dict[str, Any]) -> KeyFault | None:
+        """The first of the trainer's keys that is at fault, None when none is."""
 
     @field_validator("trainer")
     @classmethod
     def _fits_the_trainer(cls, trainer: dict[str, Any]) -> dict[str, Any]:
-        problem = cls.trainer_problem(trainer)
-        if problem is not None:
-            raise ValueError(problem)
+        fault = cls.trainer_fault(trainer)
+        if fault is not None:
+            raise fault
         return trainer
 
 
@@ -67,7 +67,7 @@ class Recipe(TrainerRecipe):
         return self
 
     @staticmethod
-    def trainer_problem(trainer: dict[str, Any]) -> str | None:
-        from sft.trainer_config import find_problem
+    def trainer_fault(trainer: dict[str, Any]) -> KeyFault | None:
+        from sft.trainer_config import find_fault
 
-        return find_problem(trainer)
+        return find_fault(trainer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import typing
 import warnings
@@ -16,6 +15,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from core_model.errors import InputError
 from core_model.parallel.device import training_device
+from recipes.faults import did_you_mean, shown
+from recipes.schema import KeyFault
 
 if TYPE_CHECKING:
     from trl import SFTConfig
@@ -65,23 +66,23 @@ ALLOWED = {
 }
 
 
-def find_problem(trainer: dict[str, Any]) -> str | None:
-    """What is wrong with a recipe's `trainer` keys, None when nothing is. No trainer or device is set up."""
+def find_fault(trainer: dict[str, Any]) -> KeyFault | None:
+    """The first of a recipe's `trainer` keys that is at fault, None when none is. No trainer or device is set up."""
     from trl.trainer.sft_config import SFTConfig
 
-    problem = find_key_problem(trainer, SFTConfig, REFUSED, ALLOWED)
+    fault = find_key_fault(trainer, SFTConfig, REFUSED, ALLOWED)
     steps = trainer.get("max_steps", -1)
-    if problem is None and steps < 1 and steps != -1:
-        return f"max_steps: at least 1, or -1 to go by num_train_epochs, not {steps}"
-    return problem
+    if fault is None and steps < 1 and steps != -1:
+        return KeyFault(("max_steps",), expected="at least 1, or -1 to go by num_train_epochs", found=shown(steps))
+    return fault
 
 
-def find_key_problem(
+def find_key_fault(
     trainer: dict[str, Any],
     config: type[Any],
     refused: Mapping[str, tuple[str, ...]],
     allowed: Mapping[str, tuple[str, ...]],
-) -> str | None:
+) -> KeyFault | None:
     """The first key that is no field of TRL's `config` class, is refused, or has a value that does not fit.
 
     Args:
@@ -92,15 +93,14 @@ def find_key_problem(
     known = [field.name for field in dataclasses.fields(config) if field.init]
     for key, value in trainer.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            return f"only keys of TRL's {config.__name__}: {key!r} is none of them{hint}"
+            expected = f"a key of TRL's {config.__name__}{did_you_mean(key, known)}"
+            return KeyFault((key,), expected=expected, found=f"the unknown key {key!r}")
         reason = next((reason for reason, keys in refused.items() if key in keys), None)
         if reason is not None:
-            return f"no key {key!r}: {reason}"
-        problem = _wrong_value(key, value, hints[key], allowed.get(key, ()))
-        if problem is not None:
-            return problem
+            return KeyFault((key,), expected=f"no key {key!r}: {reason}", found=shown(value))
+        wanted = _expected_value(value, hints[key], allowed.get(key, ()))
+        if wanted is not None:
+            return KeyFault((key,), expected=wanted, found=shown(value))
     return _wrong_scheduler_key(trainer)
 
 
@@ -158,15 +158,16 @@ def build_config(trainer: dict[str, Any], *, seed: int, folder: Path, has_valida
         raise InputError(where, where="trainer", expected="values that TRL accepts", found=str(error)) from error
 
 
-def _wrong_value(key: str, value: Any, hint: Any, allowed: tuple[str, ...]) -> str | None:
+def _expected_value(value: Any, hint: Any, allowed: tuple[str, ...]) -> str | None:
+    """What a value should have been, None where it is that."""
     choices = [kind for kind in typing.get_args(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
     allowed = allowed or tuple(str(member.value) for kind in choices for member in kind)
     if allowed and value is not None and value not in allowed:
-        return f"{key}: one of {', '.join(map(repr, allowed))}, not {value!r}"
+        return f"one of {', '.join(map(repr, allowed))}"
     try:
         TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value, strict=_strict(hint))
     except ValidationError as error:
-        return f"{key}: {error.errors()[0]['msg'].removeprefix('Input should be ')}, not {value!r}"
+        return error.errors()[0]["msg"].removeprefix("Input should be ")
     return None
 
 
@@ -176,7 +177,7 @@ def _strict(hint: Any) -> bool:
     return bool(kinds & {int, float, bool}) and str not in kinds
 
 
-def _wrong_scheduler_key(trainer: dict[str, Any]) -> str | None:
+def _wrong_scheduler_key(trainer: dict[str, Any]) -> KeyFault | None:
     from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
     from transformers.trainer_utils import SchedulerType
 
@@ -189,5 +190,6 @@ def _wrong_scheduler_key(trainer: dict[str, Any]) -> str | None:
     known -= {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
     unknown = sorted(given.keys() - known)
     if unknown:
-        return f"lr_scheduler_kwargs: of {name}, which has {', '.join(sorted(known)) or 'none'}, not {unknown[0]!r}"
+        expected = f"a key of the schedule {name}, which has {', '.join(sorted(known)) or 'none'}"
+        return KeyFault(("lr_scheduler_kwargs", unknown[0]), expected=expected, found=f"the unknown key {unknown[0]!r}")
     return None

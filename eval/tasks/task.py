@@ -23,8 +23,9 @@ from core_model.errors import InputError
 from eval.judge.case import JUDGE_VERSION
 from eval.tasks.family import Judgement
 from eval.tasks.text import base_prompt, prompt_messages
+from recipes.faults import did_you_mean, explain, shown
 from recipes.rows import Message, Problem, Verdict, sha256_of
-from recipes.schema import StrictModel, is_input
+from recipes.schema import KeyFault, StrictModel, is_input
 
 Mode = Literal["base", "chat", "reasoning"]
 
@@ -120,23 +121,23 @@ def build_task(name: str, options: dict[str, Any]) -> Task:
     """The task of a recipe's entry `name: options`.
 
     Raises:
-        ValueError: no such task, or options it does not take; the message names the key.
+        KeyFault: no such task, or options it does not take.
     """
     which = options.get("task") or name
     if not isinstance(which, str):
-        raise ValueError(f"{name}.task: a name or a .py file, not {which!r}")
+        raise KeyFault((name, "task"), expected="a name or a .py file", found=shown(which))
     try:
         kind = find_task(which)
     except InputError as error:
-        raise ValueError(f"{name}: {error}") from error
+        key = (name, "task") if options.get("task") else (name,)
+        found = error.found if which.endswith(".py") else f"the unknown task {which!r}"
+        raise KeyFault(key, expected=error.expected, found=found) from error
+    text = json.dumps(options)
     try:
-        return kind.model_validate_json(json.dumps(options), strict=True)
+        return kind.model_validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, (name, *first["loc"])))
-        known = ", ".join(kind.model_fields)
-        hint = f" (its keys: {known})" if first["type"] == "extra_forbidden" else ""
-        raise ValueError(f"{key}: {first['msg']}{hint}") from error
+        fault = explain(kind, json.loads(text), error)
+        raise KeyFault((name, *fault.key), expected=fault.expected, found=fault.found) from error
 
 
 def find_task(which: str) -> type[Task]:
@@ -153,8 +154,9 @@ def find_task(which: str) -> type[Task]:
         from eval.tasks.families import family_task
 
         return family_task(which)
-    if which not in task_names():
-        raise InputError("task", expected=f"one of {', '.join(task_names())}, or a .py file", found=which)
+    if which not in (known := task_names()):
+        hint = did_you_mean(which, known) or f": {', '.join(known)}"
+        raise InputError("task", expected=f"a .py file, or a task that comes along{hint}", found=which)
     return _only_task(importlib.import_module(f"eval.tasks.library.{which}"), which)
 
 

@@ -10,6 +10,7 @@ import pytest
 from core_model.errors import InputError
 from eval.tasks.task import Task, build_task, chosen_problems, find_task, task_names
 from eval.tasks_command import main as tasks_main
+from recipes.loader import load_recipe
 from recipes.rows import Verdict
 
 LARGER = '''
@@ -86,18 +87,24 @@ def test_a_revision_is_of_the_verifier_and_not_of_its_place(larger, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("gdc", {"count": 5}, "gdc"),
-        ("gcd", {}, "gcd.count: Field required"),
-        ("gcd", {"count": 5, "splitt": "test"}, r"gcd.splitt.*its keys: task, limit"),
-        ("gcd", {"count": "5"}, "gcd.count"),
-        ("gcd", {"count": 5, "split": "train"}, "gcd.split"),
-        ("mine", {"task": "nowhere.py"}, "no such file"),
-        ("mine", {"task": 3}, "mine.task"),
+        ("gdc", {"count": 5}, r"^gdc: .*did you mean 'gcd'\?\); found the unknown task 'gdc'"),
+        ("gcd", {}, "^gcd.count: expected a value for this required key"),
+        ("gcd", {"count": 5, "splitt": "test"}, r"^gcd.splitt: expected a known key \(did you mean 'split'\?\)"),
+        ("gcd", {"count": 5, "zz": 1}, "^gcd.zz: expected one of the keys count, limit"),
+        ("gcd", {"count": "5"}, "^gcd.count: expected a valid integer .*; found '5'"),
+        ("gcd", {"count": 5, "split": "train"}, "^gcd.split: expected"),
+        ("mine", {"task": "nowhere.py"}, "^mine.task: expected a file with a task; found no such file"),
+        ("mine", {"task": 3}, "^mine.task: expected a name or a .py file; found 3"),
     ],
 )
 def test_what_a_task_does_not_take_is_said(name, options, message):
     with pytest.raises(ValueError, match=message):
         build_task(name, options)
+
+
+def test_what_a_task_does_not_take_is_named_in_a_recipe(repository):
+    with pytest.raises(InputError, match=r"'tasks.gcd.cnt=1': expected a known key \(did you mean 'count'\?\); found"):
+        load_recipe(repository / "recipes/nano/eval.yaml", ["tasks={gcd: {count: 3}}", "tasks.gcd.cnt=1"])
 
 
 def test_files_without_one_task_are_said(tmp_path):

@@ -167,8 +167,23 @@ def test_killed_at_a_checkpoint_it_ends_bit_for_bit_the_same(base: Path, tmp_pat
         ),  # a phase after the last step
         ({"data": {"sequence_length": 32, "sequences_per_step": 3, "micro_batch": 2}}, "not a multiple"),
         ({"stepz": 3}, "steps"),
-        ({"model": {**TINY["model"], "preset": "nanoo"}}, "no preset 'nanoo'; there are nano"),
-        ({"model": {**TINY["model"], "overrides": {"hidden_siz": 3}}}, "no field hidden_siz"),
+        ({"model": {**TINY["model"], "preset": "nanoo"}}, r"model.preset: expected one of nano, .*; found 'nanoo'"),
+        (
+            {"model": {**TINY["model"], "overrides": {"hidden_siz": 3}}},
+            r"model.overrides.hidden_siz: expected a field of V3Config \(did you mean 'hidden_size'",
+        ),
+        (
+            {"model": {**TINY["model"], "overrides": {"hidden_size": "x"}}},
+            "model.overrides: .* hidden_size must be an int",
+        ),
+        (
+            {"model": {**TINY["model"], "overrides": {"rope_scaling": None}}},
+            "overrides.rope_scaling: expected it beside",
+        ),
+        (
+            {"rope_scaling": {"type": "yarn"}},
+            "rope_scaling: expected fields that fit together; found rope_scaling lacks",
+        ),
         (
             {"model": {**TINY["model"], "overrides": {"vocab_size": 512}}},
             "vocab_size 512 is not corpus.vocab",

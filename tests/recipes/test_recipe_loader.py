@@ -26,6 +26,7 @@ class Recipe(StageRecipe):
     optimizer: Optimizer = Optimizer()
     phases: tuple[Optimizer, ...] = ()
     corpus: InputPath | None = None
+    size: int | tuple[int, ...] = 1
     models: dict[str, InputPath] = Field(default={})
     cache: Path | None = None
 
@@ -155,6 +156,7 @@ def test_the_file_at_fault_is_named_not_the_variant(tmp_path):
         ("steps=", "override 'steps=': expected a valid integer (optimizer steps); found None"),
         ("optimizer=3", "override 'optimizer=3': expected an object; found 3"),
         ("phases.3.betas=[1,2]", "override 'phases.3.betas=[1,2]': expected a valid array"),
+        ("size=big", "override 'size=big': expected a valid integer; found 'big'"),
         ("steps=" + "9" * 5000, "override 'steps=999"),
     ],
 )
@@ -162,6 +164,7 @@ def test_a_faulty_override_is_one_message(tmp_path, override, message):
     with pytest.raises(InputError) as error:
         load(tmp_path, BASE, override)
     assert message in str(error.value)
+    assert "also wrong" not in str(error.value)  # a union's members are one key
     assert len(str(error.value)) < 600
 
 

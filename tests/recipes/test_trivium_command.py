@@ -76,6 +76,30 @@ def test_check_looks_into_a_pipelines_stages(walk_recipe, stages):
     assert "more than a test can take" in result.output
 
 
+SWEEP = """\
+name: strolls
+method: grid
+metric: {name: x}
+parameters: {start: {values: [1.0, 2.0]}}
+command: ["${interpreter}", -m, walk, recipes/walk.yaml, source=later, "${args_no_hyphens}"]
+"""
+
+
+def test_a_sweep_is_checked_as_one_and_run_by_its_own_command(walk_recipe, stages):
+    stages.write("recipes/sweep.yaml", SWEEP)
+    command = "`python -m recipes.sweep recipes/sweep.yaml` runs"
+    good = trivium("check", "recipes/walk.yaml", "recipes/sweep.yaml")
+    assert good.exit_code == 0
+    assert good.output.splitlines()[1:] == [
+        "recipes/sweep.yaml: ok", f"  a sweep of 2 trials: {command} them", "  input source is not there yet: later"
+    ]  # fmt: skip
+    run = trivium("run", "recipes/sweep.yaml")
+    assert str(run.exception).endswith(f"expected a recipe or a pipeline; found a sweep; {command} it")
+    stages.write("recipes/sweep.yaml", SWEEP.replace("[1.0, 2.0]", "[1.0, far]"))
+    bad = trivium("check", "recipes/sweep.yaml")
+    assert (bad.exit_code, "override 'start=far': expected a valid number" in bad.output) == (2, True)
+
+
 def test_run_takes_a_single_recipe(stages):
     done = stages.trivium("run", "recipes/walk.yaml", "steps=3", "run_dir=here")
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from rl.problems import ProblemSequence
 from rl.recipe import Recipe
 from rl.rewards import RewardRecipe, SampleRewards
 from rl.rollouts import Rollouts, rollout_seed
-from rl.trainer_config import build_config, find_problem, prompts_needed
+from rl.trainer_config import build_config, find_fault, prompts_needed
 
 MIXED = {"chain_sum": 2.0, "gcd": 1.0, "letter_counting": 1.0}
 
@@ -113,17 +113,17 @@ def test_prompt_and_completion_must_fit_the_model(model, tokenizer):
         ({"max_step": 3}, "did you mean 'max_steps'"),
         ({"max_steps": "3"}, "max_steps"),
         ({"max_steps": 0}, "at least 1"),
-        ({}, "must be given"),
+        ({}, "max_steps: expected the number of optimiser steps, at least 1; found nothing"),
         ({"max_steps": 1, "use_vllm": True}, "our own engine"),
         ({"max_steps": 1, "router_aux_loss_coef": 0.001}, "bias_speed"),
         ({"max_steps": 1, "seed": 1}, "the recipe's own keys"),
         ({"max_steps": 1, "temperature": 0.0}, "greedy"),
-        ({"max_steps": 1, "save_strategy": "epoch"}, "not 'epoch'"),
+        ({"max_steps": 1, "save_strategy": "epoch"}, "found 'epoch'"),
         ({"max_steps": 1, "beta": True}, "beta"),
     ],
 )
 def test_keys_that_are_none_of_trl_or_not_ours_to_give_are_refused(keys, message):
-    assert message in find_problem(keys)
+    assert message in str(find_fault(keys))
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,16 @@ def test_shipped_recipes_differ_in_length_alone(repository):
     [
         ("problems.families={chain_sums: 1}", "no task family 'chain_sums'"),
         ("problems.families.gcd=0", "above 0"),
-        ("length.kind=shortest", "kimi"),
-        ("trainer.learning_rat=1", "did you mean 'learning_rate'"),
+        ("length.kind=shortest", "one of none, kimi, cosine, overlong, target; found 'shortest'"),
+        ("length={weight: 1}", "the key kind, one of none, kimi, cosine, overlong, target; found none"),
+        ("length={kind: target, target: 9, slope: 0}", r"slope: 0}': expected greater than 0 \(reward lost"),
+        (
+            "length.kind=cosine",
+            r"yaml: length.limit: expected a value for this required key \(tokens at which the curve",
+        ),
+        ("length.margin=3", "one of the keys kind, start_step, weight; found the unknown key 'margin'"),
+        ("trainer.learning_rat=1", r"'trainer.learning_rat=1': expected a key of TRL's GRPOConfig \(did you mean"),
+        ("trainer.max_steps=many", "'trainer.max_steps=many': expected a valid integer; found 'many'"),
         ("rewards.acuracy=1", "did you mean 'accuracy'"),
     ],
 )

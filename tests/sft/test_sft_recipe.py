@@ -15,16 +15,22 @@ from sft.trainer_config import build_config
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("trainer.learning_rat=1e-4", r"'learning_rat' is none of them \(did you mean 'learning_rate'\?\)"),
-        ("trainer.learning_rate=fast", "learning_rate: a valid number, not 'fast'"),
-        ("trainer.max_steps=2.5", "max_steps: a valid integer"),
-        ("trainer.max_steps=true", "max_steps: a valid integer"),
-        ("trainer.max_steps=0", "max_steps: at least 1"),
-        ("trainer.max_steps=-5", "max_steps: at least 1"),
-        ("trainer.lr_scheduler_type=cosin", "lr_scheduler_type: one of 'linear', 'cosine'"),
-        ("trainer.lr_scheduler_kwargs={min_lr_rat: 0.2}", "min_lr_rate, num_cycles, not 'min_lr_rat'"),
-        ("trainer.eval_strategy=epoch", "eval_strategy: one of 'steps', 'no', not 'epoch'"),
-        ("trainer.save_strategy=no", "save_strategy: one of 'steps', not False"),
+        (
+            "trainer.learning_rat=1e-4",
+            r"a key of TRL's SFTConfig \(did you mean 'learning_rate'\?\); found the unknown key",
+        ),
+        ("trainer.learning_rate=fast", "expected a valid number; found 'fast'"),
+        ("trainer.max_steps=2.5", "expected a valid integer; found 2.5"),
+        ("trainer.max_steps=true", "expected a valid integer; found True"),
+        ("trainer.max_steps=0", "expected at least 1, or -1 .*; found 0"),
+        ("trainer.max_steps=-5", "expected at least 1, or -1 .*; found -5"),
+        ("trainer.lr_scheduler_type=cosin", "expected one of 'linear', 'cosine'.*; found 'cosin'"),
+        (
+            "trainer.lr_scheduler_kwargs={min_lr_rat: 0.2}",
+            "min_lr_rate, num_cycles; found the unknown key 'min_lr_rat'",
+        ),
+        ("trainer.eval_strategy=epoch", "expected one of 'steps', 'no'; found 'epoch'"),
+        ("trainer.save_strategy=no", "expected one of 'steps'; found False"),
         ("trainer.bf16=true", "no key 'bf16': compute_dtype decides it"),
         ("trainer.packing=true", "no key 'packing': samples are rendered, masked and packed by the stage"),
         ("trainer.output_dir=x", "no key 'output_dir'"),
@@ -36,7 +42,14 @@ from sft.trainer_config import build_config
 def test_a_wrong_key_or_value_is_named_with_what_was_expected(stage, override, message):
     with pytest.raises(InputError, match=message) as error:
         load_recipe(stage.recipe, [override])
-    assert "override" in str(error.value)
+    assert f"{stage.recipe}: override {override!r}: expected " in str(error.value)
+
+
+def test_a_wrong_key_in_a_file_is_named_with_its_line(stage, tmp_path):
+    path = tmp_path / "typo.yaml"
+    path.write_text(f"extends: {stage.recipe}\ntrainer:\n  learning_rate: 1.0e-4\n  max_stepz: 3\n")
+    with pytest.raises(InputError, match=r"typo.yaml: line 4, trainer.max_stepz: expected a key of TRL's SFTConfig"):
+        load_recipe(path)
 
 
 def test_routers_that_nothing_balances_are_asked_for_by_name(stage):
