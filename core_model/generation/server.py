@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import hmac
 import ipaddress
 import math
@@ -242,6 +243,9 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         # Python adds the address to the system's words, where these are an errno's and not a name server's.
         found = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            expected = "a name or an address of this machine"
+            raise InputError("--host", where=host, expected=expected, found=found) from error
         raise InputError("--port", where=f"{host}:{port}", expected="a free address", found=found) from error
 
 

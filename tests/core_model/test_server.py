@@ -19,7 +19,7 @@ from core_model import V3Config, V3ForCausalLM
 from core_model.errors import InputError
 from core_model.generation import Engine, SamplingParams
 from core_model.generation.batch import Batch
-from core_model.generation.server import Guard, main
+from core_model.generation.server import Guard, _listen, main
 from core_model.generation.service import ServerSettings, Service
 from core_model.tokenizer import EOS, special_id
 
@@ -254,6 +254,12 @@ def test_settings_that_cannot_be_are_said_before_a_model_is_looked_for(arguments
     monkeypatch.delenv("TRIVIUM_API_KEY", raising=False)
     with pytest.raises(InputError, match=arguments[0]):
         main(["missing", *arguments])
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])  # of RFC 2606 and RFC 5737: nobody's
+def test_a_host_that_is_not_this_machine_is_said(host):
+    with pytest.raises(InputError, match=f"^--host: {host}: expected a name or an address of this machine; found"):
+        _listen(host, 0)
 
 
 def test_a_model_that_cannot_be_served_is_said(tmp_path, tokenizer):
