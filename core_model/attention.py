@@ -18,7 +18,7 @@ from core_model.cache import LatentCache
 from core_model.config import V3Config
 from core_model.documents import Documents
 from core_model.norm import RMSNorm
-from core_model.precision import Linear, autocast_dtype
+from core_model.precision import Linear, autocast_dtype, is_plain, plain_weight
 from core_model.recompute import derived
 from core_model.rope import rotate, rotate_tail, softmax_scale
 
@@ -29,13 +29,15 @@ class AttentionContext:
 
     rotations: RoPE's, complex64 [B, T, R/2]. documents: set when rows hold several documents or padding.
     visible: what the queries see of a cache, bool [B, 1, T, S] or torch's causal bias; None without a cache, and where
-    rows are plainly causal. cache: a `LatentCache` or a transformers cache.
+    rows are plainly causal. cache: a `LatentCache` or a transformers cache. end: positions in the latter once the
+    queries are in it; one of fixed length has room for more.
     """
 
     rotations: Tensor
     documents: Documents | None = None
     visible: Tensor | None = None
     cache: object | None = None
+    end: int | None = None
 
     @cached_property
     def real_BT(self) -> Tensor | None:
@@ -88,26 +90,30 @@ class MultiHeadLatentAttention(nn.Module):
         query_latent = self.query_latent(x_BTD)
         latent, k_rope = self.latents(x_BTD, context)
         if context.cache is not None:
-            latent, k_rope = self._through_cache(latent, k_rope, context.cache)
-            if x_BTD.shape[1] <= ABSORBED_QUERIES:
+            latent, k_rope = self._through_cache(latent, k_rope, context)
+            if x_BTD.shape[1] <= ABSORBED_QUERIES and is_plain(self.kv_b_proj):
                 q_nope, q_rope = self.queries(query_latent, context).split([self.nope, self.rope], dim=-1)
                 return self.o_proj(self.absorbed(q_nope, q_rope, latent, k_rope, context.visible))
         return self.o_proj(self.expanded(query_latent, latent, k_rope, context))
 
-    def _through_cache(self, latent: Tensor, k_rope: Tensor, cache: object) -> tuple[Tensor, Tensor]:
+    def _through_cache(self, latent: Tensor, k_rope: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
+        cache = context.cache
         if isinstance(cache, LatentCache):
             kv_BSC = cache.update(torch.cat((latent, k_rope), dim=-1), self.layer_index).to(latent.dtype)
             return kv_BSC[..., : self.latent], kv_BSC[..., self.latent :]
         # A transformers cache wants a head axis.
         latent, k_rope = cache.update(latent.unsqueeze(1), k_rope.unsqueeze(1), self.layer_index)  # type: ignore[attr-defined]
-        return latent.squeeze(1), k_rope.squeeze(1)
+        return latent.squeeze(1)[:, : context.end], k_rope.squeeze(1)[:, : context.end]
 
     def expanded(self, query_latent: Tensor, latent: Tensor, k_rope: Tensor, context: AttentionContext) -> Tensor:
         """Queries, keys and values written out per head; [B, T, H*V]."""
         documents = None if context.cache is not None else context.documents
         dtype, device = latent.dtype, latent.device
         computed = autocast_dtype(device) or dtype
-        masked = context.visible is not None
+        visible = context.visible
+        if context.cache is not None and visible is None and query_latent.shape[1] == 1:
+            visible = latent.new_ones(1, 1, 1, latent.shape[1], dtype=torch.bool)  # else it would see the first alone
+        masked = visible is not None
         kernel = kernel_for(device, computed, self.nope + self.rope, self.value, documents, masked=masked)
 
         def expand(query_latent: Tensor, latent: Tensor, k_rope: Tensor) -> tuple[Tensor, ...]:
@@ -121,7 +127,7 @@ class MultiHeadLatentAttention(nn.Module):
             return kernel.output(outs, self.value, dtype).flatten(2)
 
         inputs = derived(expand, query_latent, latent, k_rope)
-        return derived(join, *kernel.attend(inputs, self.scale, context.visible))
+        return derived(join, *kernel.attend(inputs, self.scale, visible))
 
     def absorbed(
         self, q_nope: Tensor, q_rope: Tensor, latent: Tensor, k_rope: Tensor, visible: Tensor | None
@@ -132,7 +138,7 @@ class MultiHeadLatentAttention(nn.Module):
         ever written out. Without `visible`, the queries are the last T positions.
         """
         batch, length = q_nope.shape[:2]
-        up_HNVC = self.kv_b_proj.weight.to(latent.dtype).view(self.heads, self.nope + self.value, self.latent)
+        up_HNVC = plain_weight(self, "kv_b_proj").to(latent.dtype).view(self.heads, -1, self.latent)
         w_uk, w_uv = up_HNVC[:, : self.nope], up_HNVC[:, self.nope :]
         q_HXC = q_nope.flatten(0, 1).transpose(0, 1) @ w_uk  # X: all queries of all rows
         q_BYC = q_HXC.transpose(0, 1).reshape(batch, -1, self.latent)  # Y: queries by heads

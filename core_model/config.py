@@ -44,7 +44,7 @@ SIZES = (
     "v_head_dim",
     "max_position_embeddings",
 )
-MAY_BE_ZERO = ("num_nextn_predict_layers", "n_shared_experts", "first_k_dense_replace")
+MAY_BE_ZERO = ("num_nextn_predict_layers", "first_k_dense_replace")
 MAY_BE_NONE = ("n_routed_experts", "q_lora_rank")
 # Sizes beyond any model's, refused before anything is built: a broken config.json would otherwise be counted through
 # for hours. A weight has three factors at most and a 2 for pairs of them, so that at 1e6 each its bytes fit in 64 bits.
@@ -176,7 +176,7 @@ class V3Config(PreTrainedConfig):
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
     def is_moe_layer(self, layer_index: int) -> bool:
-        """Whether a layer routes. MTP modules (index >= num_hidden_layers) do whenever the model does."""
+        """Whether a layer routes; of MTP modules (index >= num_hidden_layers) too, their index decides."""
         return self.n_routed_experts is not None and layer_index >= self.first_k_dense_replace
 
     @classmethod

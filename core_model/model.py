@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +26,16 @@ from core_model.documents import find_documents
 from core_model.embedding import Embedding
 from core_model.loss import IGNORE, cross_entropy_sum
 from core_model.moe import MoE
-from core_model.moe.balance import sequence_balance_loss
+from core_model.moe.balance import gates, sequence_balance_loss
 from core_model.moe.cap import RankCap
 from core_model.moe.experts import Experts
 from core_model.moe.gate import Gate, Routing
 from core_model.mtp import MTPLayer, shift_left, targets
 from core_model.norm import RMSNorm
-from core_model.precision import KeepsFp32Buffers, Linear
+from core_model.precision import KeepsFp32Buffers, Linear, plain_weight
 from core_model.recompute import Recompute, run
+
+Layer = TypeVar("Layer", Linear, Embedding)
 
 
 @dataclass
@@ -60,7 +62,11 @@ class V3CausalLMOutput(CausalLMOutputWithPast):
 
 @dataclass
 class LossWeights:
-    """Training-only numbers; they come from the recipe and change along its schedule."""
+    """Training-only numbers; they come from the recipe and change along its schedule.
+
+    With an mtp of 0 the MTP modules take no part in a step, which DistributedDataParallel has to be told
+    (`find_unused_parameters`), or the model be made without them.
+    """
 
     mtp: float = 0.0  # lambda of Eq. 25
     balance: float = 0.0  # alpha of Eq. 17
@@ -135,6 +141,28 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embed_tokens
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embed_tokens = _ours(Embedding, value)
+
+    @torch.no_grad()
+    def set_buffers(self) -> None:
+        """What no checkpoint holds: RoPE's frequencies, and counters at 0. To be called after `to_empty`."""
+        config = self.config
+        cast(Tensor, self.inv_freq).copy_(
+            rope.inverse_frequencies(config.qk_rope_head_dim, config.rope_theta, config.rope_scaling)
+        )
+        for gate in self.routers():
+            gate.forget()
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Raises: NotImplementedError: DeepSeek's format has a head."""
+        raise NotImplementedError("DeepSeek's folders hold head and backbone: save the V3ForCausalLM")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **overrides: Any) -> V3Model:  # type: ignore[override]
+        """The backbone of `V3ForCausalLM.from_pretrained`."""
+        return V3ForCausalLM.from_pretrained(folder, **overrides).model
+
     def embed(self, input_ids: Tensor) -> Tensor:
         embedding = self.embed_tokens(input_ids)
         return embedding if self.compute_dtype is None else embedding.to(self.compute_dtype)
@@ -153,10 +181,16 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
     def attention_context(
         self, shape: tuple[int, int], position_ids: Tensor | None, attention_mask: Tensor | None, cache: Any
     ) -> AttentionContext:
-        """Positions, documents and visibility, once for all layers."""
+        """Positions, documents and visibility, once for all layers.
+
+        Raises:
+            ValueError: shapes other than `forward` takes, a `LatentCache` that is not open for these positions, or
+                packed documents over a cache.
+        """
         batch, length = shape
         device = self.embed_tokens.weight.device
-        past = 0 if cache is None or isinstance(cache, LatentCache) else cache.get_seq_length()
+        past = 0 if cache is None or isinstance(cache, LatentCache) else int(cache.get_seq_length())
+        _refuse_other_shapes(position_ids, attention_mask, batch, length, past)
         if isinstance(cache, LatentCache):
             if position_ids is None or not cache.is_open_for(position_ids):
                 raise ValueError(
@@ -166,6 +200,7 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
             visible = cache.visible(as_bias=length > ABSORBED_QUERIES and device.type != "cpu")
             documents = None
         elif cache is not None:
+            _refuse_packed(position_ids, attention_mask)
             visible = _visible(attention_mask, batch, length, past, device)
             documents = None
         else:
@@ -175,7 +210,7 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
             position_ids = torch.arange(past, past + length, device=device).unsqueeze(0)
         inv_freq = cast(Tensor, self.inv_freq)
         rotations = rope.rotations(position_ids, inv_freq, rope.amplitude(self.config.rope_scaling))
-        return AttentionContext(rotations, documents, visible, cache)
+        return AttentionContext(rotations, documents, visible, cache, end=past + length)
 
     def forward(
         self,
@@ -238,6 +273,39 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
             cast(MoE, layer.mlp).gate.count(routing, context.real_BT)
 
 
+def _ours(kind: type[Layer], module: nn.Module) -> Layer:
+    """The module, or one of our kind with its weight: transformers puts torch's own in (`resize_token_embeddings`)."""
+    if type(module) not in (nn.Linear, nn.Embedding):
+        return cast(Layer, module)
+    weight = cast(nn.Parameter, module.weight)
+    rows, columns = weight.shape
+    with torch.device("meta"):
+        ours = kind(columns, rows) if kind is Linear else kind(rows, columns)
+    ours.weight = weight
+    return ours
+
+
+def _refuse_other_shapes(
+    position_ids: Tensor | None, attention_mask: Tensor | None, batch: int, length: int, past: int
+) -> None:
+    if position_ids is not None and position_ids.shape not in ((batch, length), (1, length)):
+        raise ValueError(f"position_ids must be [{batch}, {length}], not {list(position_ids.shape)}")
+    if attention_mask is not None and attention_mask.shape != (batch, past + length):
+        raise ValueError(f"attention_mask must be [{batch}, {past + length}], not {list(attention_mask.shape)}")
+
+
+def _refuse_packed(position_ids: Tensor | None, attention_mask: Tensor | None) -> None:
+    """What a cache holds is one document a row; padding may have any positions."""
+    if position_ids is None or (length := position_ids.shape[1]) < 2:
+        return
+    restarts = position_ids[:, 1:] == 0
+    if attention_mask is not None:
+        real = attention_mask[:, -length:].bool()
+        restarts = restarts & real[:, 1:] & real[:, :-1]
+    if restarts.any():
+        raise ValueError("positions restart inside a row: over a cache its documents would see each other")
+
+
 def _visible(attention_mask: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor | None:
     """What queries past .. past + length see of a cache, bool [B, 1, T, S]; None for plain causal or everything."""
     padded = attention_mask is not None and not attention_mask.bool().all()
@@ -262,6 +330,10 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         self.model = V3Model(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.loss_weights = LossWeights()
+        # DistributedDataParallel would overwrite what each process has counted by what the first one has.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"{name}.{counter}" for name, _ in gates(self) for counter in Gate.counters
+        ]
         self.post_init()
 
     @property
@@ -291,24 +363,33 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.model.embed_tokens
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = cast(Linear, new_embeddings)
+        self.lm_head = _ours(Linear, new_embeddings)
 
     @torch.no_grad()
     def initialize(self, std: float, seed: int) -> V3ForCausalLM:
-        """Draw every matrix from N(0, std^2) (V3 §4.2: 0.006), norms 1, routing biases 0; the same for a seed."""
+        """Draw every matrix from N(0, std^2) (V3 §4.2: 0.006), norms 1, routing biases 0; the same for a seed.
+
+        A model made on the meta device is whole after `to_empty(device=...)` and this.
+        """
         generator = torch.Generator().manual_seed(seed)
+        self.model.set_buffers()
         for module in self.modules():
             if isinstance(module, RMSNorm):
                 module.weight.fill_(1.0)
             elif isinstance(module, Gate):
                 module.e_score_correction_bias.zero_()
         for parameter in self.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0.0, std, generator=generator)
+            if parameter.dim() > 1 and not parameter.is_meta:
+                # Drawn on the CPU wherever it lies, so that a seed means the same weights on every device.
+                on_cpu = parameter if parameter.device.type == "cpu" else torch.empty_like(parameter, device="cpu")
+                parameter.copy_(on_cpu.normal_(0.0, std, generator=generator))
         return self
 
     def mtp_states(self, input_ids: Tensor, backbone: V3ModelOutput) -> Iterator[tuple[Tensor, Routing | None]]:
@@ -316,7 +397,7 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         hidden, context = cast(Tensor, backbone.last_hidden_state), cast(AttentionContext, backbone.context)
         for depth, layer in enumerate(self.model.mtp_layers(), 1):
             embedding = self.model.embed(shift_left(input_ids, depth, 0))
-            hidden, routing = run(self.recompute, layer.predict, hidden, embedding, context)
+            hidden, routing = run(self.recompute, layer, hidden, embedding, context)
             self.model.count_load(layer, routing, context)
             yield hidden, routing
 
@@ -329,8 +410,11 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
             labels: [B, T], the token at each position or IGNORE (not shifted).
             normaliser: what sums are divided by; default the number of targets of the main head. Every depth is
                 divided by the same number (Eq. 24 divides by T at all depths).
+
+        Raises:
+            ValueError: the head is more than its weight (an adapter), from which losses are made in chunks.
         """
-        weight, context = self.lm_head.weight, cast(AttentionContext, backbone.context)
+        weight, context = plain_weight(self, "lm_head"), cast(AttentionContext, backbone.context)
         documents = None if context.documents is None else context.documents.id_BT
         main_targets = targets(labels, 0, documents, IGNORE)
         if normaliser is None:
@@ -377,7 +461,14 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | float | None = None,
         **kwargs: Any,
     ) -> V3CausalLMOutput:
-        """Losses when `labels` are given (no logits are made then), else logits fp32 [B, T or logits_to_keep, W]."""
+        """Losses when `labels` are given (no logits are made then), else logits fp32 [B, T or logits_to_keep, W].
+
+        Raises:
+            ValueError: hidden states, attention weights or a tuple are asked for; or as `V3Model.forward`.
+        """
+        for name, served in (("output_hidden_states", False), ("output_attentions", False), ("return_dict", True)):
+            if kwargs.get(name) not in (None, served):
+                raise ValueError(f"{name} must be {served}: the model gives its outputs by name, and no inner ones")
         use_cache = use_cache and labels is None  # a cache would bypass the isolation of packed documents
         backbone = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         if labels is not None:
@@ -389,13 +480,38 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         logits = self.lm_head(hidden[:, kept]).float()
         return V3CausalLMOutput(logits=logits, past_key_values=backbone.past_key_values)
 
+    @staticmethod
+    def create_masks_for_generate(*, attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
+        """What `generate` is to pass on for a cache of fixed length: the [B, past + T] mask that forward takes."""
+        return attention_mask
+
     def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs: Any
+        self,
+        save_directory: str | Path,
+        state_dict: dict[str, Tensor] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        is_main_process: bool = True,
+        **kwargs: Any,
     ) -> None:
-        """Write a folder in DeepSeek's format, in `dtype` (FP8 too); see `core_model.checkpoint.save_folder`."""
+        """Write a folder in DeepSeek's format, in `dtype` (FP8 too); see `core_model.checkpoint.save_folder`.
+
+        Args:
+            is_main_process: False writes nothing, so that of several processes one writes.
+
+        Raises:
+            TypeError: another keyword of transformers'; `trivium export` splits a folder into shards.
+            ValueError: as `save_folder`.
+        """
         from core_model.checkpoint import save_folder
 
-        save_folder(self, Path(save_directory), state_dict=state_dict, dtype=kwargs.get("dtype"))
+        if kwargs.pop("safe_serialization", True) is not True:
+            raise TypeError("save_pretrained writes safetensors only")
+        kwargs.pop("save_function", None)  # accelerate's, for pickles
+        if unknown := sorted(kwargs):
+            raise TypeError(f"save_pretrained takes state_dict, dtype and is_main_process, not {', '.join(unknown)}")
+        if is_main_process:
+            save_folder(self, Path(save_directory), state_dict=state_dict, dtype=dtype)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **overrides: Any) -> V3ForCausalLM:  # type: ignore[override]
@@ -403,6 +519,7 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
 
         Raises:
             InputError: a file is missing, damaged, or of another model.
+                Or a keyword is no field of the configuration: parameters are fp32, and `.to(dtype)` casts them.
         """
         from core_model.checkpoint import load_folder
 

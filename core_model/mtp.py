@@ -39,7 +39,7 @@ class MTPLayer(DecoderLayer):
         self.eh_proj = Linear(2 * config.hidden_size, config.hidden_size)
         self.shared_head = SharedHead(config)
 
-    def predict(
+    def forward(  # type: ignore[override]  # FSDP gathers a module's weights where it is called, so all are used in here
         self, hidden_BTD: Tensor, embedding_BTD: Tensor, context: AttentionContext
     ) -> tuple[Tensor, Routing | None]:
         """Normed state for the shared head, and the routing.
@@ -49,7 +49,7 @@ class MTPLayer(DecoderLayer):
             embedding_BTD: at position i, the embedding of token i + depth.
         """
         joined = derived(join, self.enorm(embedding_BTD), self.hnorm(hidden_BTD))
-        x_BTD, routing = self(self.eh_proj(joined), context)
+        x_BTD, routing = super().forward(self.eh_proj(joined), context)
         return self.shared_head.norm(x_BTD), routing
 
 

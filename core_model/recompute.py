@@ -7,7 +7,8 @@ Three policies, an attribute of the model that the training code sets:
   queries without a query latent counts among the latter.
 - "layer": of each layer its input alone is kept, and its whole forward runs again.
 
-Gradients are the same numbers under all three: the same operations run again on the same values.
+Gradients are the same under all three, up to the rounding of compiled layers, which "v3" does without: the same
+operations run again on the same values, and draw the same random numbers, where an adapter in the model draws any.
 
 "v3" is not made of `torch.utils.checkpoint` regions: what follows a norm (a projection, which would keep the norm's
 output as its input) would have to be inside the region and to run again too. Instead `derived` marks a tensor as a
@@ -16,14 +17,15 @@ function of others, and within `_DropDerived` autograd keeps how to make it in p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, get_device_states, set_device_states
 
 from core_model.precision import autocast_dtype, autocast_to
 
@@ -45,14 +47,25 @@ def run(policy: Recompute, forward: Callable[..., Result], *args: Any) -> Result
     if policy == "v3":
         with _DropDerived():
             return forward(*args)
-    # The model draws no random numbers, and reading a generator's state would wait for the device.
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False)
+    if torch.compiler.is_compiling():
+        return checkpoint(forward, *args, use_reentrant=False)
+    drawn_from = _Generators.now(next(x.device for x in args if isinstance(x, Tensor)))
+    ran = False
+
+    def run_or_repeat(*args: Any) -> Result:
+        nonlocal ran
+        with drawn_from.again() if ran else nullcontext():
+            ran = True
+            return forward(*args)
+
+    # torch's own way of drawing the same numbers keeps the states of all generators for every layer.
+    return checkpoint(run_or_repeat, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def derived(make: Callable[..., Made], *inputs: Tensor) -> Made:
     """make(*inputs), a tensor or several, which "v3" does not keep.
 
-    `make` must give the same numbers when it runs again, and read no tensor but its inputs and parameters.
+    `make` must read no tensor but its inputs and parameters. What it draws (an adapter's dropout) it draws again.
     """
     if torch.compiler.is_compiling():  # what a compiled region keeps is its compiler's to say
         return make(*inputs)
@@ -71,17 +84,58 @@ class _Derivation:
     def __init__(self, make: Callable[..., Any], inputs: tuple[Any, ...], device: torch.device) -> None:
         self.make, self.inputs, self.device = make, inputs, device
         self.autocast = autocast_dtype(device)
+        self.drawn_from = _Generators.now(device)
         self.made: tuple[Tensor, ...] | None = None
 
     def outputs(self) -> tuple[Tensor, ...]:
         """Made by the first reader; kept until the last one has let go of this object."""
         if self.made is None:
             inputs = [_unpack(x) for x in self.inputs]
-            with torch.no_grad(), autocast_to(self.device, self.autocast):
+            with torch.no_grad(), autocast_to(self.device, self.autocast), self.drawn_from.again():
                 made = self.make(*inputs)
             self.made = made if isinstance(made, tuple) else (made,)
             self.inputs = ()
         return self.made
+
+
+class _Generators:
+    """The states of torch's generators, for a function that is to draw the same once more."""
+
+    _latest: ClassVar[_Generators | None] = None
+
+    @classmethod
+    def now(cls, device: torch.device) -> _Generators:
+        """Those of the CPU and the device; the same object until somebody has drawn."""
+        found, latest = cls(device), cls._latest
+        if latest is not None and latest == found:
+            return latest
+        cls._latest = found
+        return found
+
+    def __init__(self, device: torch.device) -> None:
+        self.cpu = torch.get_rng_state()
+        self.kind = device.type
+        self.devices: list[int] = []
+        self.states: list[Tensor] = []
+        if device.type not in ("cpu", "meta"):
+            self.devices, self.states = get_device_states(torch.empty(0, device=device))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Generators) or (self.kind, self.devices) != (other.kind, other.devices):
+            return False
+        pairs = zip((self.cpu, *self.states), (other.cpu, *other.states), strict=True)
+        return all(torch.equal(one, another) for one, another in pairs)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        kind = {"device_type": self.kind} if self.devices else {}
+        with torch.random.fork_rng(self.devices, **kind):
+            torch.set_rng_state(self.cpu)
+            if self.devices:
+                set_device_states(self.devices, self.states, device_type=self.kind)
+            yield
 
 
 class _View(NamedTuple):

@@ -12,6 +12,7 @@ import torch
 
 from core_model.loss import token_losses
 from core_model.model import V3ForCausalLM
+from core_model.precision import plain_weight
 from pretrain.data.packing import SampleDataset
 from pretrain.data.shards import TokenShards
 
@@ -25,7 +26,7 @@ def sample_losses(model: V3ForCausalLM, samples_BT1: torch.Tensor) -> torch.Tens
     model.eval()
     hidden = model.model(samples_BT1[:, :-1]).last_hidden_state
     assert hidden is not None
-    losses = token_losses(hidden, model.lm_head.weight, samples_BT1[:, 1:])
+    losses = token_losses(hidden, plain_weight(model, "lm_head"), samples_BT1[:, 1:])
     model.train(training)
     return losses
 

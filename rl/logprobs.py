@@ -19,6 +19,7 @@ from torch import Tensor
 from core_model.loss import IGNORE, cross_entropy_sum
 from core_model.model import V3ForCausalLM, V3ModelOutput
 from core_model.mtp import shift_left, targets
+from core_model.precision import plain_weight
 
 CHUNK = 1024  # tokens whose logits exist at once
 ROW_MULTIPLE = 256  # rows are padded to it: the CPU's bf16 kernels are built once per number of rows
@@ -69,7 +70,9 @@ def completion_logprobs(
     predicting = packed.sampled.roll(-1, dims=1)[0].nonzero().squeeze(1)
     hidden_ND = cast(Tensor, backbone.last_hidden_state)[0].index_select(0, predicting)
     chosen_N = packed.input_ids[0, predicting + 1]
-    logprobs_N, entropies_N = _ChosenLogProbs.apply(hidden_ND, model.lm_head.weight, chosen_N, temperature, CHUNK)
+    logprobs_N, entropies_N = _ChosenLogProbs.apply(
+        hidden_ND, plain_weight(model, "lm_head"), chosen_N, temperature, CHUNK
+    )
     sampled_BC = attention_mask_BT[:, -completion_length:].bool()
     zeros_BC = logprobs_N.new_zeros(sampled_BC.shape)
     return (
@@ -90,12 +93,11 @@ def draft_loss(model: V3ForCausalLM, packed: PackedSamples, backbone: V3ModelOut
     assert context is not None
     hidden, losses = cast(Tensor, backbone.last_hidden_state).detach(), []
     documents = None if context.documents is None else context.documents.id_BT
+    head_WD = plain_weight(model, "lm_head").detach()
     for depth, layer in enumerate(model.model.mtp_layers(), 1):
         embedding = model.model.embed(shift_left(packed.input_ids, depth, 0)).detach()
-        hidden, _ = layer.predict(hidden, embedding, context)
-        losses.append(
-            cross_entropy_sum(hidden, model.lm_head.weight.detach(), targets(labels, depth, documents, IGNORE))
-        )
+        hidden, _ = layer(hidden, embedding, context)
+        losses.append(cross_entropy_sum(hidden, head_WD, targets(labels, depth, documents, IGNORE)))
     if not losses:
         return hidden.new_zeros((), dtype=torch.float32)
     return torch.stack(losses).mean() / packed.sampled.sum().clamp_min(1)

@@ -73,8 +73,12 @@ def _main_matrices(config: V3Config, *, active: bool) -> int:
 
 def _mtp_matrices(config: V3Config, *, active: bool) -> int:
     """The MTP modules: a projection of [embedding; hidden state] and a layer each; the head is the main model's."""
-    module = 2 * config.hidden_size**2 + _layer_matrices(config, config.num_hidden_layers, active=active)
-    return config.num_nextn_predict_layers * module
+    layers = sum(_layer_matrices(config, i, active=active) for i in _mtp_layers(config))
+    return config.num_nextn_predict_layers * 2 * config.hidden_size**2 + layers
+
+
+def _mtp_layers(config: V3Config) -> range:
+    return range(config.num_hidden_layers, config.num_hidden_layers + config.num_nextn_predict_layers)
 
 
 def parameters(config: V3Config) -> ParameterCount:
@@ -82,12 +86,12 @@ def parameters(config: V3Config) -> ParameterCount:
     embedding = config.vocab_size * config.hidden_size
     vectors = sum(_vectors(config, i) for i in range(config.num_hidden_layers)) + config.hidden_size
     # Norms of an MTP module beyond its layer's: enorm, hnorm, shared_head.norm.
-    mtp_layer = _vectors(config, config.num_hidden_layers) + 3 * config.hidden_size
+    mtp_vectors = sum(_vectors(config, i) + 3 * config.hidden_size for i in _mtp_layers(config))
     return ParameterCount(
         total=embedding + _main_matrices(config, active=False) + vectors,
         active=embedding + _main_matrices(config, active=True) + vectors,
         embedding=embedding,
-        mtp=_mtp_matrices(config, active=False) + config.num_nextn_predict_layers * mtp_layer,
+        mtp=_mtp_matrices(config, active=False) + mtp_vectors,
     )
 
 

@@ -66,8 +66,13 @@ def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> V3Conf
     """The configuration of a folder, some fields replaced.
 
     Raises:
-        InputError: no config.json, not JSON, not a deepseek_v3 model, or fields that do not fit together.
+        InputError: no config.json, not JSON, not a deepseek_v3 model, fields that do not fit together, or an override
+            of what is no field.
     """
+    try:
+        refuse_unknown_fields(overrides or {})
+    except ValueError as error:
+        raise InputError(folder, where="overrides", expected="fields of its configuration", found=str(error)) from error
     path, fields = folder / CONFIG, read_fields(folder)
     if fields.get("rope_interleave", True) is not True:  # transformers' field: weights of the other layout
         found = repr(fields["rope_interleave"])
@@ -75,7 +80,6 @@ def read_config(folder: Path, overrides: dict[str, Any] | None = None) -> V3Conf
     fields |= _rope_fields(path, fields)
     known = {name: fields[name] for name in CONFIG_FIELDS if name in fields}
     try:
-        refuse_unknown_fields(overrides or {})
         if _is_dense(known):
             known["n_routed_experts"] = None
         return V3Config(**{**known, **(overrides or {})})

@@ -12,7 +12,7 @@ from core_model.checkpoint.config_file import read_config, write_config
 from core_model.checkpoint.names import mtp_copies, on_disk
 from core_model.checkpoint.storage import Declared, Storage
 from core_model.checkpoint.tensor_file import TensorWriter
-from core_model.checkpoint.weights import WEIGHTS, StoredWeights
+from core_model.checkpoint.weights import WEIGHTS, StoredWeights, remove_weights
 from core_model.manifest import verify_manifest, write_manifest
 
 if TYPE_CHECKING:
@@ -28,14 +28,20 @@ def save_folder(
         state_dict: taken instead of the model's own (trainers gather it).
         dtype: of the stored weights, float8_e4m3fn included (see `Storage`); default the parameters' own, so that
             training continues bit-exactly.
+
+    Raises:
+        ValueError: `state_dict` is not that of the model, or no such `dtype`. Nothing is written then.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     storage = Storage(dtype or model.dtype)
-    tensors = dict(on_disk((state_dict or model.state_dict()).items()))
+    state, own = model.state_dict() if state_dict is None else state_dict, model.state_dict()
+    _refuse_other_tensors(state, own)
+    tensors = dict(on_disk((name, state[name]) for name in own))
     tensors |= {copy: tensors[original] for copy, original in mtp_copies(model.config).items()}
     declared: dict[str, Declared] = {}
     for name, tensor in tensors.items():
         declared |= storage.declare(name, tuple(tensor.shape))
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_weights(folder)
     with TensorWriter(folder / WEIGHTS, declared) as writer:
         for name, tensor in tensors.items():
             for part, stored in storage.encode(name, tensor.detach()).items():
@@ -44,8 +50,18 @@ def save_folder(
     write_manifest(folder)
 
 
+def _refuse_other_tensors(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    if missing := sorted(own.keys() - state.keys()):
+        raise ValueError(f"state_dict lacks {len(missing)} tensors of the model: {', '.join(missing[:3])}, ...")
+    if unknown := sorted(state.keys() - own.keys()):
+        raise ValueError(f"state_dict has {len(unknown)} tensors that the model lacks: {', '.join(unknown[:3])}, ...")
+    for name, tensor in own.items():
+        if state[name].shape != tensor.shape:
+            raise ValueError(f"state_dict: {name} must be {list(tensor.shape)}, not {list(state[name].shape)}")
+
+
 def load_weights(model: V3ForCausalLM, folder: Path) -> None:
-    """Fill `model` from a folder, every parameter and persistent buffer.
+    """Fill `model` from a folder: every parameter and persistent buffer; other buffers get their first values.
 
     Raises:
         InputError: the folder is damaged or belongs to another architecture. Damage that only reading shows (no
@@ -61,6 +77,7 @@ def _fill(model: V3ForCausalLM, folder: Path) -> None:
     weights.check({name: tuple(view.shape) for name, view in own.items()}, model.config)
     for name, view in own.items():
         view.copy_(weights.read(name))
+    model.model.set_buffers()
 
 
 def load_folder(folder: Path, overrides: dict[str, Any]) -> V3ForCausalLM:

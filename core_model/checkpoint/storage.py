@@ -32,21 +32,30 @@ SCALE = "_scale_inv"  # after the weight's name
 IN_FP8 = re.compile(r"\.(self_attn\.\w+_proj(_with_mqa)?|mlp(\.experts\.\d+|\.shared_experts)?\.\w+_proj)\.weight$")
 EXPERT = re.compile(r"\.experts\.\d+\.\w+$")
 
+STORED = (torch.float64, torch.float32, torch.bfloat16, torch.float16, E4M3.dtype)
+
 Declared = tuple[torch.dtype, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class Storage:
-    """dtype: float32, bfloat16, ... or float8_e4m3fn.
+    """dtype: float64, float32, bfloat16, float16 or float8_e4m3fn.
 
     power_of_two: round FP8's scales up to powers of two (V3.1).
     whole_blocks: leave in BF16 what FP8's blocks do not divide, and say so in config.json. V3 quantises it too, but
         transformers infers the size of blocks from the numbers of rows and scales, and gets another one there.
+
+    Raises:
+        ValueError: another dtype, in which weights would be lost.
     """
 
     dtype: torch.dtype
     power_of_two: bool = False
     whole_blocks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in STORED:
+            raise ValueError(f"weights are stored in one of {', '.join(map(str, STORED))}, not in {self.dtype!r}")
 
     @property
     def is_fp8(self) -> bool:

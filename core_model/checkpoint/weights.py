@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +16,21 @@ from core_model.checkpoint.storage import SCALE
 from core_model.checkpoint.tensor_file import Entry, read_header, read_tensor
 from core_model.config import V3Config
 from core_model.errors import InputError
+from core_model.manifest import MANIFEST
 from core_model.precision.fp8 import E4M3, dequantize, scale_shape
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+
+
+def remove_weights(folder: Path) -> None:
+    """Take away the weights that a folder holds and the manifest that vouches for them, shards by their names alone.
+
+    Else a model that is saved over one in shards would leave their index, by which the old weights are found.
+    """
+    shards = (path for path in folder.glob("model-*.safetensors") if SHARD.fullmatch(path.name))
+    for path in (folder / MANIFEST, folder / INDEX, *shards, folder / WEIGHTS):
+        path.unlink(missing_ok=True)
 
 
 class Place(NamedTuple):
@@ -67,6 +80,9 @@ class StoredWeights:
             files = {str(name): Path(file).name for name, file in weight_map.items()}  # never outside the folder
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(index, expected="a JSON object with 'weight_map'", found=str(error)) from error
+        if (self.folder / WEIGHTS).is_file() and WEIGHTS not in files.values():
+            found = f"{WEIGHTS} beside it, of which it says nothing: remove the one that is older"
+            raise InputError(index, expected="the index of all weights in the folder", found=found)
         headers = {file: read_header(self.folder / file) for file in sorted(set(files.values()))}
         for name, file in files.items():
             if name not in headers[file]:

@@ -247,7 +247,7 @@ class Batch:
         self.cache.begin(first_row, position_ids)
         shape = (position_ids.shape[0], position_ids.shape[1])
         context = backbone.attention_context(shape, position_ids, None, self.cache)
-        backbone.mtp_layers()[0].predict(hidden, backbone.embed(next_ids), context)
+        backbone.mtp_layers()[0](hidden, backbone.embed(next_ids), context)
 
     def _decode(self) -> _Pass:
         """A pass over the newest token of every row and its drafts."""

@@ -21,6 +21,7 @@ from core_model.moe import MLP, MoE
 from core_model.moe.gate import Routing
 from core_model.native.router import Router
 from core_model.norm import RMSNorm
+from core_model.precision import plain_weight
 
 PANEL = 32  # as in decode.cpp
 MOST_WEIGHTS = 500_000_000  # numbers in the layers, which are kept a second time (2 GB)
@@ -126,6 +127,7 @@ class CompiledLayers:
     def _pack(self, layer: DecoderLayer) -> Layer:
         merged = MergedAttention.of(layer.self_attn)
         mlp = layer.mlp.shared_experts if isinstance(layer.mlp, MoE) else cast(MLP, layer.mlp)
+        gate, up, down = (plain_weight(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))
         packed = Layer(
             attention_norm=self._vector(layer.input_layernorm.weight),
             down=self._matrix(merged.down),
@@ -136,14 +138,14 @@ class CompiledLayers:
             up_v=None if merged.up_v is None else self._matrix(merged.up_v),
             out=self._matrix(merged.out),
             mlp_norm=self._vector(layer.post_attention_layernorm.weight),
-            gate_up=self._matrix(torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))),
-            mlp_down=self._matrix(mlp.down_proj.weight),
-            width=mlp.down_proj.weight.shape[1],
+            gate_up=self._matrix(torch.cat((gate, up))),
+            mlp_down=self._matrix(down),
+            width=down.shape[1],
         )
         if isinstance(layer.mlp, MoE):
-            gate, experts = layer.mlp.gate, layer.mlp.experts
-            packed.gate = self._matrix(gate.weight)
-            packed.router = Router.of(gate, self._vector(gate.e_score_correction_bias))
+            router, experts = layer.mlp.gate, layer.mlp.experts
+            packed.gate = self._matrix(router.weight)
+            packed.router = Router.of(router, self._vector(router.e_score_correction_bias))
             packed.expert_gate_up = self._matrix(experts.gate_up_proj)
             packed.expert_down = self._matrix(experts.down_proj)
             packed.expert_width = experts.down_proj.shape[2]

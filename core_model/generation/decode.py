@@ -30,6 +30,7 @@ from core_model.moe import MLP, MoE
 from core_model.moe.gate import Routing
 from core_model.mtp import MTPLayer
 from core_model.norm import RMSNorm
+from core_model.precision import plain_weight
 
 # Multiplications of an expert, over all tokens, up to which computing it for every token beats grouping the tokens.
 DENSE_WORK = 4_000_000
@@ -51,11 +52,15 @@ class DecodePath:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the model's weights as they are now."""
+        """Take over the model's weights as they are now.
+
+        Raises:
+            ValueError: a layer that is more than its weight, such as an adapter.
+        """
         backbone = self.model.model
         self._count = len(backbone.main_layers())
         self._layers = _laid_out(backbone.main_layers(), backbone.norm, self.dtype)
-        self._head = CompiledLinear.of(self.model.lm_head.weight, self.dtype)
+        self._head = CompiledLinear.of(plain_weight(self.model, "lm_head"), self.dtype)
         drafter = next(iter(backbone.mtp_layers()), None)
         self._drafter = None if drafter is None else _Drafter(drafter, self.dtype)
 
@@ -135,7 +140,7 @@ class _Drafter:
     """An MTP module, laid out."""
 
     def __init__(self, layer: MTPLayer, dtype: torch.dtype) -> None:
-        self._norms, self._joint = (layer.enorm, layer.hnorm), layer.eh_proj.weight.to(dtype)
+        self._norms, self._joint = (layer.enorm, layer.hnorm), plain_weight(layer, "eh_proj").to(dtype)
         self._layer = _laid_out([layer], layer.shared_head.norm, dtype)
 
     def forward(self, hidden_XD: Tensor, embedding_XD: Tensor, step: Step, index: int) -> Tensor:
@@ -187,7 +192,8 @@ class _Dense:
 
     @classmethod
     def of(cls, source: MLP, dtype: torch.dtype) -> _Dense:
-        return cls(source.gate_proj.weight, source.up_proj.weight, source.down_proj.weight, dtype)
+        gate, up, down = (plain_weight(source, name) for name in ("gate_proj", "up_proj", "down_proj"))
+        return cls(gate, up, down, dtype)
 
     def inner(self, x_XD: Tensor) -> Tensor:
         gate, up = F.linear(x_XD, self._gate_up).chunk(2, dim=-1)

@@ -21,8 +21,9 @@ from torch import Tensor
 from core_model.generation.batch import PREFILL_TOKENS, Batch
 from core_model.generation.generator import check_lengths, check_prompt, check_tokens, checked_settings
 from core_model.generation.request import Completion, Listener, Request, Scores
-from core_model.generation.sampling import SamplingParams, pairs
+from core_model.generation.sampling import SamplingParams, token_scores
 from core_model.generation.speculation import SpeculationReport
+from core_model.loss import CHUNK
 from core_model.model import V3ForCausalLM
 
 log = logging.getLogger(__name__)
@@ -228,10 +229,12 @@ class Engine:
         ids = torch.tensor([sequence + [0] * (longest - len(sequence)) for sequence in sequences], device=self.device)
         hidden = cast(Tensor, self.model.model(ids).last_hidden_state)
         for row, sequence in enumerate(sequences):
-            logprobs = self.model.lm_head(hidden[row, : len(sequence) - 1]).float().log_softmax(dim=-1)
-            own = logprobs.gather(1, ids[row, 1 : len(sequence), None]).squeeze(1).tolist()
-            best = pairs(*reversed(logprobs.topk(min(top, logprobs.shape[1]), dim=-1)))
-            yield list(zip(own, best, strict=True))
+            scores: Scores = []
+            for start in range(0, len(sequence) - 1, CHUNK):  # of 128K tokens the logits would take 68 GB
+                part = slice(start, min(start + CHUNK, len(sequence) - 1))
+                following = ids[row, part.start + 1 : part.stop + 1]
+                scores += token_scores(self.model.lm_head(hidden[row, part]), following, top)
+            yield scores
 
     def _abandon(self) -> None:
         """Abort everything there is."""
@@ -286,3 +289,6 @@ class Engine:
         check_prompt(self, prompt, params, self.model.config.vocab_size, which)
         if params.speculative and not self.model.config.num_nextn_predict_layers:
             raise ValueError(f"{which}the model has no MTP module to draft with")
+        config = self.model.config
+        if params.routed_experts and not any(map(config.is_moe_layer, range(config.num_hidden_layers))):
+            raise ValueError(f"{which}routed_experts: the model has no routed experts")

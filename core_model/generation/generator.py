@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from core_model.generation.request import Completion, Scores
@@ -58,7 +59,7 @@ def check_length(sequence: list[int], max_tokens: int, which: str = "") -> None:
         raise ValueError(f"{which}{len(sequence)} tokens, expected 1 to {max_tokens}")
 
 
-def check_tokens(sequence: list[int], vocabulary: int, which: str = "") -> None:
+def check_tokens(sequence: Sequence[int], vocabulary: int, which: str = "") -> None:
     """Whether these are tokens of the model: others fail in the middle of a forward, and with them their neighbours.
 
     Raises:
@@ -78,6 +79,8 @@ def check_prompt(generator: Generator, prompt: list[int], params: SamplingParams
     if not prompt:
         raise ValueError(f"{which}the prompt is empty")
     check_tokens(prompt, vocabulary, which)
+    if params.thinking is not None:
+        check_tokens(params.thinking.tokens, vocabulary, f"{which}thinking: ")
     if len(prompt) + params.max_new_tokens > generator.max_tokens:
         raise ValueError(
             f"{which}{len(prompt)} tokens and {params.max_new_tokens} new ones exceed {generator.max_tokens}"

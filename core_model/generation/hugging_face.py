@@ -26,7 +26,7 @@ from core_model.generation.batch import PREFILL_TOKENS
 from core_model.generation.generator import check_lengths, check_prompt, check_tokens, checked_settings
 from core_model.generation.request import Completion, FinishReason, Request, Sample, Scores
 from core_model.generation.rows import Rows
-from core_model.generation.sampling import SamplingParams, choose, likeliest, logprobs_of, pairs, uniforms
+from core_model.generation.sampling import SamplingParams, choose, likeliest, logprobs_of, pairs, token_scores, uniforms
 from core_model.parallel.device import training_device
 
 if TYPE_CHECKING:
@@ -198,10 +198,7 @@ class HuggingFaceGenerator:
         real = (torch.arange(longest, device=device) < lengths[:, None]).long()
         logits = self.model(input_ids=ids, attention_mask=real, use_cache=False).logits
         for row, sequence in enumerate(sequences):
-            logprobs = logits[row, : len(sequence) - 1].float().log_softmax(dim=-1)
-            own = logprobs.gather(1, ids[row, 1 : len(sequence), None]).squeeze(1).tolist()
-            best = pairs(*reversed(logprobs.topk(min(top, logprobs.shape[1]), dim=-1)))
-            yield list(zip(own, best, strict=True))
+            yield token_scores(logits[row, : len(sequence) - 1], ids[row, 1 : len(sequence)], top)
 
     def _decode(self, token_ids: list[int]) -> str:
         assert self.tokenizer is not None  # `check` has seen to it

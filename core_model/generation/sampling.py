@@ -6,6 +6,7 @@ Shape suffixes: B rows, W vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ class ThinkingBudget:
     start_id: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("closing", "extending"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.start_id == self.end_id:
             raise ValueError("a thought's start_id and end_id are two tokens")
         if self.max_tokens is not None and (self.max_tokens < 0 or self.end_id not in self.closing):
@@ -49,6 +52,12 @@ class ThinkingBudget:
             raise ValueError("a thought's min_tokens needs tokens to extend it with, end_id not among them")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"a thought of at least {self.min_tokens} and at most {self.max_tokens} tokens")
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """All that it may put into a text."""
+        opening = () if self.start_id is None else (self.start_id,)
+        return (*opening, self.end_id, *self.closing, *self.extending)
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,13 @@ class SamplingParams:
     raw_logprobs: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k", "n", "seed", "top_logprobs", "speculative"):
+            if not isinstance(value := getattr(self, name), Integral):
+                raise ValueError(f"{name} is an integer, not {value!r}")
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop holds texts, and is none itself: ({self.stop!r},)")
+        for name in ("stop_ids", "stop"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.max_new_tokens < 1 or self.n < 1:
             raise ValueError(f"max_new_tokens and n must be at least 1, not {self.max_new_tokens} and {self.n}")
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
@@ -159,6 +175,14 @@ def likeliest(logits_BW: Tensor, temperature_B: Tensor, count: int) -> tuple[Ten
     """The `count` likeliest tokens of every row, [B, count], and their log-probabilities, as in `logprobs_of`."""
     values, tokens = _scaled(logits_BW, temperature_B).log_softmax(dim=-1).topk(min(count, logits_BW.shape[-1]), dim=-1)
     return tokens, values
+
+
+def token_scores(logits_NW: Tensor, tokens_N: Tensor, top: int) -> list[tuple[float, list[tuple[int, float]]]]:
+    """The log-probability of each token under its place's logits, and the `top` likeliest there."""
+    logprobs_NW = logits_NW.float().log_softmax(dim=-1)
+    own = logprobs_NW.gather(1, tokens_N[:, None]).squeeze(1).tolist()
+    best = pairs(*reversed(logprobs_NW.topk(min(top, logprobs_NW.shape[1]), dim=-1)))
+    return list(zip(own, best, strict=True))
 
 
 def _scaled(logits_BW: Tensor, temperature_B: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from core_model.autograd import differentiable_once
@@ -48,6 +49,8 @@ def sequence_balance_loss(scores_TE: Tensor, top_k: int, sequences: int, real_BT
     f_i counts the unbiased top-k of each token (times E / (K T)); P_i is the mean normalised score. The gradient
     flows through P alone. Tokens that are padding (`real_BT` False) belong to no sequence.
     """
+    if not sequences:
+        return scores_TE.sum()  # 0, with a gradient of none
     if real_BT is not None:
         real_BT = real_BT.to(scores_TE.device, torch.bool).expand(sequences, len(scores_TE) // sequences)
     if training.serves_scores(scores_TE, top_k):
@@ -66,17 +69,23 @@ def sequence_balance_loss(scores_TE: Tensor, top_k: int, sequences: int, real_BT
 
 
 @torch.no_grad()
-def update_routing_bias(routers: Sequence[Gate], speed: float) -> None:
+def update_routing_bias(routers: Sequence[Gate], speed: float, group: dist.ProcessGroup | None = None) -> None:
     """Move the bias of each router by `speed` against its load since the last update, then forget that load.
 
     b_i += speed * sign(mean load - load_i), then centred: only differences matter, and the common drift of the
     published rule would make the bias range meaningless in long runs. To be called once per optimiser step, on the
-    load of the whole batch.
+    load of the whole batch: where torch.distributed runs, the loads of the processes are added up.
+
+    Args:
+        group: the processes that share these routers and have tokens of their own; None for all.
     """
     if routers and speed:
         # All at once: on an accelerator every operation is a launch, and V3 has 59 routers.
         device = routers[0].e_score_correction_bias.device  # a model may lie on several
-        load_GE = torch.stack([gate.tokens_per_expert.to(device) for gate in routers]).float()
+        load_GE = torch.stack([gate.tokens_per_expert.to(device) for gate in routers])
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(load_GE, group=group)
+        load_GE = load_GE.float()
         bias_GE = torch.stack([gate.e_score_correction_bias.to(device) for gate in routers])
         moved_GE = bias_GE + speed * torch.sign(load_GE.mean(dim=1, keepdim=True) - load_GE)
         moved_GE -= moved_GE.mean(dim=1, keepdim=True)

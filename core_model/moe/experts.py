@@ -21,6 +21,7 @@ from core_model.autograd import differentiable_once
 from core_model.config import V3Config
 from core_model.fused import fused
 from core_model.parallel.device import forgets_empty_groups
+from core_model.precision import autocast_dtype
 from core_model.swiglu import weighted_activation, weighted_gradients
 
 ROW_MULTIPLE = 32
@@ -236,5 +237,6 @@ class Experts(nn.Module):
     def forward(self, x_TD: Tensor, indices_TK: Tensor, weights_TK: Tensor, kept_TK: Tensor | None = None) -> Tensor:
         """sum_k w_k E_k(x), [T, D]; pairs where `kept_TK` is False are not computed and add nothing."""
         run = looped_experts if x_TD.device.type == "cpu" else grouped_experts
-        gate_up, down = self.gate_up_proj.to(x_TD.dtype), self.down_proj.to(x_TD.dtype)
-        return run(x_TD, indices_TK, weights_TK, gate_up, down, kept_TK)
+        dtype = autocast_dtype(x_TD.device) or x_TD.dtype  # autocast itself knows no product that is written in place
+        gate_up, down = self.gate_up_proj.to(dtype), self.down_proj.to(dtype)
+        return run(x_TD.to(dtype), indices_TK, weights_TK, gate_up, down, kept_TK)

@@ -46,6 +46,7 @@ class Gate(KeepsFp32Buffers):
     """
 
     fp32_buffers = ("e_score_correction_bias", "sequence_loss")
+    counters = ("tokens_per_expert", "sequence_loss", "left_out")
     e_score_correction_bias: Tensor
     tokens_per_expert: Tensor
     sequence_loss: Tensor
@@ -113,6 +114,5 @@ class Gate(KeepsFp32Buffers):
 
     def forget(self) -> None:
         """Start counting anew, once the routing bias has followed the load."""
-        self.tokens_per_expert.zero_()
-        self.sequence_loss.zero_()
-        self.left_out.zero_()
+        for name in self.counters:
+            self._buffers[name].zero_()  # type: ignore[union-attr]

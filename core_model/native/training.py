@@ -68,7 +68,8 @@ def serves_loss(hidden_ND: Tensor, weight_WD: Tensor) -> bool:
     """Whether compiled code works out this cross-entropy."""
     vocabulary, dim = weight_WD.shape
     return (
-        hidden_ND.device.type == "cpu"
+        not torch.compiler.is_compiling()
+        and hidden_ND.device.type == "cpu"
         and is_stored(weight_WD)
         and not (vocabulary % LANES or dim % LANES or vocabulary > MOST_VOCABULARY)
         and compiled(hidden_ND.dtype)

@@ -1,10 +1,10 @@
-"""The precision seam: every matrix product of the model goes through a layer of this package."""
+"""Which numbers products are made of: the model's linear layers, dtypes, FP8."""
 
 from core_model.precision.autocast import autocast_dtype, autocast_to
 from core_model.precision.fastest import fastest_dtype
 from core_model.precision.fp8 import dequantize, quantize_activation, quantize_weight
 from core_model.precision.kept import KeepsFp32Buffers
-from core_model.precision.linear import Linear
+from core_model.precision.linear import Linear, is_plain, plain_weight
 
 __all__ = [
     "KeepsFp32Buffers",
@@ -13,6 +13,8 @@ __all__ = [
     "autocast_to",
     "dequantize",
     "fastest_dtype",
+    "is_plain",
+    "plain_weight",
     "quantize_activation",
     "quantize_weight",
 ]

@@ -23,6 +23,7 @@ CONFIGURATIONS = [
     {"n_routed_experts": None},
     {"first_k_dense_replace": 0},
     {"first_k_dense_replace": 3},
+    {"first_k_dense_replace": 4, "num_nextn_predict_layers": 2},  # of the two MTP modules, one is dense
 ]
 
 

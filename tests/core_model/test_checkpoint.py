@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from reference import YARN_TINY, random_model, random_tokens, shared_model, tiny_config
 from safetensors.torch import load_file, save_file
 
+from core_model.checkpoint import convert_folder
 from core_model.checkpoint.config_file import CONFIG_FIELDS, NO_ROUTER, read_config, scale_format
 from core_model.config import YARN_V3, V3Config
 from core_model.errors import InputError
@@ -371,7 +372,7 @@ def test_an_index_cannot_reach_outside_the_folder(copy):
 
 
 def test_a_mistyped_override_is_refused(saved):
-    with pytest.raises(InputError, match="rope_scalling"):
+    with pytest.raises(InputError, match=r"overrides: expected fields of its configuration; found .* rope_scalling"):
         V3ForCausalLM.from_pretrained(saved, rope_scalling=None)
 
 
@@ -391,3 +392,62 @@ def test_a_missing_manifest_is_an_error_only_where_one_is_required(copy):
     verify_manifest(copy, required=False)
     with pytest.raises(InputError, match="never finished"):
         verify_manifest(copy)
+
+
+def test_a_model_saved_over_one_in_shards_is_the_one_that_is_loaded(tmp_path):
+    first, second = random_model(tiny_config(), seed=1), random_model(tiny_config(), seed=2)
+    first.save_pretrained(tmp_path / "first")
+    convert_folder(tmp_path / "first", tmp_path / "model", shard_bytes=9000)
+    assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 2
+    (tmp_path / "model" / "model-notes.safetensors").write_text("somebody's own")
+    second.save_pretrained(tmp_path / "model")
+    loaded = V3ForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in second.state_dict().items())
+    left = {path.name for path in (tmp_path / "model").iterdir()}
+    assert left == {"config.json", "manifest.json", "model.safetensors", "model-notes.safetensors"}
+
+
+def test_weights_beside_an_index_that_leaves_them_out_are_refused(tmp_path):
+    random_model(tiny_config()).save_pretrained(tmp_path / "first")
+    convert_folder(tmp_path / "first", tmp_path / "model", shard_bytes=9000)
+    (tmp_path / "model" / "manifest.json").unlink()
+    shutil.copy(tmp_path / "first" / "model.safetensors", tmp_path / "model")
+    with pytest.raises(InputError, match=r"expected the index of all weights .* model.safetensors beside it"):
+        V3ForCausalLM.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: {}, "lacks 67 tensors of the model: lm_head.weight"),
+        (lambda state: state.pop("lm_head.weight") is None or state, "lacks 1 tensors of the model: lm_head.weight"),
+        (lambda state: {f"_orig_mod.{name}": x for name, x in state.items()}, "lacks 67 tensors"),
+        (lambda state: state | {"more": torch.zeros(1)}, "has 1 tensors that the model lacks: more"),
+        (
+            lambda state: state | {"lm_head.weight": torch.zeros(3, 4)},
+            r"lm_head.weight must be \[48, 32\], not \[3, 4\]",
+        ),
+    ],
+)
+def test_a_state_that_is_not_the_models_is_refused_before_anything_is_written(tmp_path, change, message):
+    model = random_model(tiny_config())
+    with pytest.raises(ValueError, match=message):
+        model.save_pretrained(tmp_path / "model", state_dict=change(model.state_dict()))
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e5m2, "bfloat16"])
+def test_weights_are_not_saved_in_a_dtype_that_loses_them(tmp_path, dtype):
+    with pytest.raises(ValueError, match=r"weights are stored in one of torch\.float64, "):
+        random_model(tiny_config()).save_pretrained(tmp_path / "model", dtype=dtype)
+    assert not (tmp_path / "model").exists()
+
+
+def test_keywords_of_save_pretrained_are_kept_or_refused(tmp_path):
+    model = random_model(tiny_config())
+    model.save_pretrained(tmp_path / "model", is_main_process=False, safe_serialization=True)
+    assert not (tmp_path / "model").exists()
+    with pytest.raises(TypeError, match="not max_shard_size, push_to_hub"):
+        model.save_pretrained(tmp_path / "model", max_shard_size="1GB", push_to_hub=True)
+    with pytest.raises(TypeError, match="safetensors only"):
+        model.save_pretrained(tmp_path / "model", safe_serialization=False)

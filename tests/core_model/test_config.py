@@ -96,6 +96,7 @@ def test_an_unknown_preset_names_those_that_exist():
         ({"hidden_size": None}, "hidden_size"),
         ({"num_attention_heads": -2, "num_key_value_heads": -2}, "num_attention_heads"),
         ({"q_lora_rank": 0}, "q_lora_rank"),
+        ({"n_shared_experts": 0}, "n_shared_experts"),
         ({"n_group": 0}, "n_group"),
         ({"num_nextn_predict_layers": -1}, "num_nextn_predict_layers"),
         ({"hidden_size": 10**30}, "hidden_size must be at most 1000000, not 10000"),

@@ -46,7 +46,7 @@ def read(model, tokens, lengths) -> LatentCache:
         cache.begin(row, positions)
         context = model.model.attention_context((1, length), positions, None, cache)
         after = model.model.embed(tokens[row : row + 1, 1 : length + 1])
-        model.model.mtp_layers()[0].predict(out.last_hidden_state, after, context)
+        model.model.mtp_layers()[0](out.last_hidden_state, after, context)
     return cache
 
 

@@ -11,9 +11,10 @@ import torch
 from reference import random_model, tiny_config
 from small_engine import WORDS, drawn_prompts, small_model, tokens_of
 
+import core_model.generation.engine as engine_module
 from core_model import V3ForCausalLM
 from core_model.accounting import kv_bytes_per_token
-from core_model.generation import Engine, SamplingParams
+from core_model.generation import Engine, SamplingParams, ThinkingBudget
 from core_model.generation.batch import PATIENCE, Batch
 
 
@@ -124,3 +125,56 @@ def test_any_width_of_the_query_latent_decodes():
 def test_no_number_for_top_k_is_too_large(model):
     params = SamplingParams(6, top_k=10**400, seed=3)
     assert tokens_of(Engine(model), [[1]], params) == tokens_of(Engine(model), [[1]], SamplingParams(6, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"thinking": ThinkingBudget(3, 2, closing=(5000, 3))}, f"thinking: token 5000, expected 0 to {WORDS - 1}"),
+        ({"thinking": ThinkingBudget(3, min_tokens=2, extending=(-1,))}, "thinking: token -1"),
+        ({"thinking": ThinkingBudget(3, start_id=WORDS)}, f"thinking: token {WORDS}"),
+    ],
+)
+def test_a_budget_of_tokens_that_are_none_is_refused_before_it_joins_others(model, params, message):
+    engine = Engine(model)
+    with pytest.raises(ValueError, match=message):
+        engine.submit([1, 2], SamplingParams(6, **params))
+    assert engine.load == (0, 0)
+
+
+def test_experts_of_a_model_without_any_are_refused():
+    dense = Engine(random_model(tiny_config(n_routed_experts=None)))
+    with pytest.raises(ValueError, match="routed_experts: the model has no routed experts"):
+        dense.generate([[1, 2]], SamplingParams(6, routed_experts=True))
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"max_new_tokens": 2.5}, "max_new_tokens is an integer, not 2.5"),
+        ({"max_new_tokens": 2, "n": "1"}, "n is an integer, not '1'"),
+        ({"max_new_tokens": 2, "stop": "ab"}, "stop holds texts, and is none itself"),
+        ({"max_new_tokens": 2, "stop": ("a", "")}, "an empty text cannot end a sample"),
+    ],
+)
+def test_parameters_of_another_kind_are_refused(params, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(**params)
+
+
+def test_lists_are_as_good_as_tuples(model):
+    budget = ThinkingBudget(3, 2, closing=[4, 3], extending=[5])
+    listed = SamplingParams(np.int64(6), stop_ids=[2, 7], stop=[], thinking=budget)
+    assert listed == SamplingParams(6, stop_ids=(2, 7), thinking=ThinkingBudget(3, 2, (4, 3), extending=(5,)))
+    assert hash(listed)
+    assert len(Engine(model).generate([[1, 2], [3]], listed)) == 2
+
+
+def test_scores_do_not_depend_on_how_many_logits_exist_at_once(model, monkeypatch):
+    engine, sequences = Engine(model), drawn_prompts(5, longest=40, seed=8)
+    whole = engine.score(sequences, top=2)
+    monkeypatch.setattr(engine_module, "CHUNK", 7)
+    for found, expected in zip(engine.score(sequences, top=2), whole, strict=True):
+        assert [own for own, _ in found] == pytest.approx([own for own, _ in expected], abs=1e-5)
+        likeliest = [[[token for token, _ in best] for _, best in scores] for scores in (found, expected)]
+        assert likeliest[0] == likeliest[1]

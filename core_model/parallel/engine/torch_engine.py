@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from core_model.checkpoint import load_weights, save_folder
+from core_model.documents import document_ids
 from core_model.loss import IGNORE
 from core_model.model import V3ForCausalLM
 from core_model.moe.balance import RouterStatistics, router_statistics, update_routing_bias
+from core_model.mtp import targets
 from core_model.native import training
 
 OPTIMIZER = "optimizer.pt"
@@ -31,8 +33,9 @@ class MicroBatch:
 
     @property
     def targets(self) -> int:
-        """Tokens the main head predicts."""
-        return int((self.labels[:, 1:] != IGNORE).sum())
+        """Tokens the main head predicts: the first of a document is none."""
+        documents = document_ids(self.position_ids, None, (self.labels.shape[0], self.labels.shape[1]))
+        return int((targets(self.labels, 0, documents, IGNORE) != IGNORE).sum())
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,13 @@ class TorchEngine:
             ValueError: no micro-batch has a target.
         """
         self.model.train()
-        targets = [batch.targets for batch in batches]  # before anything is launched, since it waits for the device
-        total = sum(targets)
+        counts = [batch.targets for batch in batches]  # before anything is launched, since it waits for the device
+        total = sum(counts)
         if not total:
             raise ValueError(f"none of the step's {len(batches)} micro-batches has a token to predict")
         # Read once, at the end: each float of it would wait for the device.
         sums = torch.zeros(4, dtype=torch.float32, device=self.model.device)
-        for batch, count in zip(batches, targets, strict=True):
+        for batch, count in zip(batches, counts, strict=True):
             share = count / total
             backbone = self.model.model(batch.input_ids, position_ids=batch.position_ids)
             out = self.model.losses(batch.input_ids, batch.labels, backbone, normaliser=max(count, 1))

@@ -1,0 +1,296 @@
+"""The model in other people's hands: adapters in it, caches and wrappers of other libraries around it, odd calls."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from transformers import DynamicCache, StaticCache
+
+from core_model import V3ForCausalLM
+from core_model.checkpoint import load_weights
+from core_model.generation import Engine, SamplingParams
+from core_model.loss import IGNORE
+from core_model.model import V3Model
+from core_model.moe.balance import update_routing_bias
+from core_model.parallel.engine import MicroBatch, TorchEngine
+from core_model.precision import Linear
+from tests.core_model.reference import random_model, random_tokens, relative_difference, tiny_config
+
+
+class Adapter(nn.Module):
+    """A layer and a low-rank change of it, behind dropout; shows the layer's weight as its own, as adapters do."""
+
+    def __init__(self, base: nn.Module, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.base, self.dropout = base, nn.Dropout(dropout)
+        out_features, in_features = base.weight.shape
+        self.down, self.up = nn.Linear(in_features, 4, bias=False), nn.Linear(4, out_features, bias=False)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + self.up(self.down(self.dropout(x)))
+
+
+def adapted(name: str, dropout: float = 0.0) -> V3ForCausalLM:
+    torch.manual_seed(0)
+    model = random_model(tiny_config())
+    parent, _, child = name.rpartition(".")
+    owner = model.get_submodule(parent)
+    setattr(owner, child, Adapter(getattr(owner, child), dropout))
+    return model
+
+
+def logits_over(model: V3ForCausalLM, tokens: Tensor, first: int, cache: object, **keys: object) -> Tensor:
+    """Logits by way of a cache: `first` tokens together, then the others one by one."""
+    parts = [model(tokens[:, :first], past_key_values=cache, use_cache=True).logits]
+    for place in range(first, tokens.shape[1]):
+        parts.append(model(tokens[:, place : place + 1], past_key_values=cache, use_cache=True).logits)
+    return torch.cat(parts, dim=1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("first", [1, 3, 12])
+@pytest.mark.parametrize("room", [14, 40])
+def test_a_cache_of_fixed_length_is_read_as_far_as_it_is_filled(first, room):
+    model, tokens = random_model(tiny_config()), random_tokens(2, 14)
+    cache = StaticCache(config=model.config, max_cache_len=room)
+    torch.testing.assert_close(logits_over(model, tokens, first, cache), model(tokens).logits)
+
+
+def test_generate_takes_a_cache_of_fixed_length_padding_included():
+    model, tokens = random_model(tiny_config()), random_tokens(2, 12)
+    mask = torch.ones_like(tokens)
+    mask[0, :5] = 0
+    settings = {"attention_mask": mask, "max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+    plain = model.generate(tokens, **settings)
+    assert torch.equal(model.generate(tokens, cache_implementation="static", **settings), plain)
+
+
+@torch.no_grad()
+def test_decoding_goes_by_way_of_an_adapter_on_the_up_projection():
+    model, tokens = adapted("model.layers.1.self_attn.kv_b_proj"), random_tokens(2, 14)
+    torch.testing.assert_close(logits_over(model, tokens, 5, DynamicCache(config=model.config)), model(tokens).logits)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        f"model.layers.1.self_attn.{part}"
+        for part in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+    ]
+    + [f"model.layers.0.mlp.{part}" for part in ("gate_proj", "up_proj", "down_proj")]
+    + ["model.layers.2.mlp.shared_experts.up_proj", "model.layers.3.eh_proj", "lm_head"],
+)
+def test_the_engine_refuses_an_adapter_that_it_would_leave_out(name):
+    with pytest.raises(ValueError, match=rf"{name.rpartition('.')[2]} is a Adapter, whose weight alone"):
+        Engine(adapted(name))
+
+
+def test_losses_refuse_an_adapter_on_the_head():
+    model, tokens = adapted("lm_head"), random_tokens(2, 9)
+    with pytest.raises(ValueError, match=r"V3ForCausalLM\.lm_head is a Adapter"):
+        model(tokens, labels=tokens)
+
+
+def test_a_layer_that_was_given_a_forward_counts_as_replaced():
+    model = random_model(tiny_config())
+    model.lm_head.forward = lambda x: x @ model.lm_head.weight.T * 2
+    with pytest.raises(ValueError, match="lm_head is a Linear, whose weight alone"):
+        Engine(model)
+
+
+@pytest.mark.parametrize("part", ["q_b_proj", "kv_b_proj", "o_proj"])
+def test_dropout_in_an_adapter_is_the_same_when_it_runs_again(part):
+    model, tokens = adapted(f"model.layers.1.self_attn.{part}", dropout=0.3).train(), random_tokens(3, 11)
+    found = {}
+    for policy in ("none", "v3", "layer"):
+        model.recompute = policy
+        torch.manual_seed(7)
+        model(tokens, labels=tokens).loss.backward()
+        after = torch.rand(1)  # what backward draws again must not move the generator
+        found[policy] = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}, after
+        model.zero_grad()
+    assert found["none"][1] == found["v3"][1] == found["layer"][1]
+    for policy in ("v3", "layer"):
+        for name, gradient in found["none"][0].items():
+            assert relative_difference(found[policy][0][name], gradient) < 1e-5, (policy, name)
+
+
+def test_packed_rows_over_a_cache_are_refused_and_padding_is_not():
+    model, tokens = random_model(tiny_config()), random_tokens(2, 8)
+    packed = torch.arange(4).repeat(2)[None]
+    with pytest.raises(ValueError, match="positions restart inside a row"):
+        model(tokens, position_ids=packed, use_cache=True)
+    mask = torch.ones_like(tokens)
+    mask[:, :3] = 0
+    padded = (mask.cumsum(1) - 1).clamp_min(0)
+    found = model(tokens, attention_mask=mask, position_ids=padded, use_cache=True).logits[:, 3:]
+    torch.testing.assert_close(found, model(tokens[:, 3:]).logits)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"attention_mask": torch.ones(2, 7)}, r"attention_mask must be \[2, 8\], not \[2, 7\]"),
+        ({"attention_mask": torch.ones(2, 1, 8, 8)}, r"attention_mask must be \[2, 8\], not \[2, 1, 8, 8\]"),
+        ({"position_ids": torch.arange(8)}, r"position_ids must be \[2, 8\], not \[8\]"),
+        ({"position_ids": torch.arange(7)[None]}, r"position_ids must be \[2, 8\], not \[1, 7\]"),
+        ({"output_hidden_states": True}, "output_hidden_states must be False"),
+        ({"return_dict": False}, "return_dict must be True"),
+    ],
+)
+def test_what_the_model_does_not_take_is_said(keys, message):
+    with pytest.raises(ValueError, match=message):
+        random_model(tiny_config())(random_tokens(2, 8), **keys)
+
+
+def test_a_model_from_the_meta_device_is_whole_after_initialisation():
+    config = tiny_config()
+    with torch.device("meta"):
+        model = V3ForCausalLM(config)
+    model.to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.fill_(3)
+    model.initialize(0.1, seed=0)
+    expected = V3ForCausalLM(config).initialize(0.1, seed=0)
+    for (name, a), b in zip(model.named_buffers(), expected.buffers(), strict=True):
+        assert torch.equal(a, b), name
+    for (name, a), b in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_model_from_the_meta_device_is_whole_after_loading(tmp_path):
+    saved = random_model(tiny_config())
+    saved.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = V3ForCausalLM(saved.config)
+    model.to_empty(device="cpu")
+    for buffer in model.buffers():
+        buffer.fill_(3)
+    load_weights(model, tmp_path)
+    for (name, a), b in zip(model.named_buffers(), saved.named_buffers(), strict=True):
+        assert torch.equal(a, b[1]), name
+
+
+def test_the_backbone_is_loaded_with_its_experts_and_not_saved_alone(tmp_path):
+    model, tokens = random_model(tiny_config()), random_tokens(2, 9)
+    model.save_pretrained(tmp_path)
+    found = V3Model.from_pretrained(tmp_path).eval()(tokens).last_hidden_state
+    assert torch.equal(found, model.model(tokens).last_hidden_state)
+    with pytest.raises(NotImplementedError, match="save the V3ForCausalLM"):
+        model.model.save_pretrained(tmp_path / "backbone")
+    assert not (tmp_path / "backbone").exists()
+
+
+def test_resized_embeddings_follow_the_compute_dtype():
+    model = random_model(tiny_config())
+    model.resize_token_embeddings(64)
+    assert type(model.lm_head) is Linear and model.lm_head.weight.shape == model.model.embed_tokens.weight.shape == (
+        64,
+        32,
+    )
+    model.compute_dtype = torch.bfloat16
+    tokens = random_tokens(2, 9, vocabulary=64)
+    assert model(tokens).logits.shape == (2, 9, 64) and model(tokens, labels=tokens).loss.isfinite()
+    assert Engine(model).generate([[63]], SamplingParams(3))
+
+
+def test_a_step_counts_no_target_across_documents():
+    model, tokens = random_model(tiny_config()).train(), random_tokens(1, 12)
+    positions = torch.arange(4).repeat(3)[None]
+    batch = MicroBatch(tokens, tokens, positions)
+    assert batch.targets == 9
+    losses = TorchEngine(model).forward_backward([batch])
+    assert losses.lm == pytest.approx(float(model(tokens, labels=tokens, position_ids=positions).lm_loss), rel=1e-6)
+    with pytest.raises(ValueError, match="none of the step's 1 micro-batches"):
+        TorchEngine(model).forward_backward([MicroBatch(tokens, tokens, torch.zeros_like(tokens))])
+
+
+def test_no_sequences_at_all_have_losses_of_nothing():
+    model = random_model(tiny_config()).train()
+    model.loss_weights.mtp, model.loss_weights.balance = 0.3, 0.01
+    none = torch.zeros(0, 5, dtype=torch.long)
+    out = model(none, labels=none)
+    assert out.loss == 0
+    out.loss.backward()
+
+
+def test_experts_follow_autocast():
+    model, tokens = random_model(tiny_config()).train(), random_tokens(2, 32)
+    seen = set()
+    experts = model.model.layers[1].mlp.experts
+    experts.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(tokens, labels=tokens).loss.backward()
+    assert seen == {torch.bfloat16} and experts.down_proj.grad.dtype == torch.float32
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_layers_sharded_one_by_one_train_with_mtp(one_process):
+    plain, tokens = random_model(tiny_config()).train(), random_tokens(2, 16)
+    model = random_model(tiny_config()).train()
+    for one in (plain, model):
+        one.loss_weights.mtp = 0.3
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    for one in (plain, model):
+        one(tokens, labels=tokens).loss.backward()
+    for (name, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert relative_difference(a.grad.full_tensor(), b.grad) < 1e-5, name
+
+
+RANKS = 2
+
+
+def test_processes_move_their_biases_by_the_load_of_all_of_them(tmp_path):
+    command = [sys.executable, "-m", "tests.core_model.test_importers", str(tmp_path / "store")]
+    ranks = [
+        subprocess.Popen([*command, str(rank)], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
+        for rank in range(RANKS)
+    ]
+    biases = [rank.communicate(timeout=120)[0].splitlines()[-1] for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks) and biases[0] == biases[1]
+    # One process with the tokens of both.
+    assert biases[0] == str(trained_biases(random_model(tiny_config()), list(range(2 * RANKS))))
+
+
+def trained_biases(wrapped: nn.Module, seeds: list[int]) -> list[float]:
+    """The first router's biases after a step over some micro-batches."""
+    model = wrapped.module if hasattr(wrapped, "module") else wrapped
+    wrapped.train()
+    for seed in seeds:
+        tokens = random_tokens(2, 24, seed=seed)
+        wrapped(tokens, labels=tokens.masked_fill(tokens == 0, IGNORE)).loss.backward()
+    update_routing_bias(model.model.routers(), 0.01)
+    return model.model.routers()[0].e_score_correction_bias.tolist()
+
+
+def main(store: str, rank: int) -> None:
+    """One process: its own micro-batches through DistributedDataParallel."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, RANKS), rank=rank, world_size=RANKS)
+    model = nn.parallel.DistributedDataParallel(random_model(tiny_config()), find_unused_parameters=True)
+    print(trained_biases(model, [rank, RANKS + rank]))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
