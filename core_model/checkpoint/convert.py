@@ -27,7 +27,7 @@ from torch import Tensor
 
 from core_model.checkpoint.config_file import CONFIG, disk_config, read_config, write_config
 from core_model.checkpoint.names import layer_of, mtp_copies, shapes_on_disk
-from core_model.checkpoint.storage import SCALE, Declared, Storage, is_cut_off
+from core_model.checkpoint.storage import SCALE, STORED, Declared, Storage, is_cut_off
 from core_model.checkpoint.tensor_file import TensorWriter
 from core_model.checkpoint.weights import INDEX, WEIGHTS, StoredWeights
 from core_model.config import V3Config
@@ -241,7 +241,7 @@ def convert_folder(
         missing = [shard for shard in plan.shards if shard not in kept]
         _refuse_full_disk(out, sum(shard.nbytes for shard in missing))
         journal.write()
-        _warn_of_other_copies(plan)
+        plan.weights.warn_of_other_copies(plan.config)
         done = sum(len(shard.names) for shard in kept)
         on_tensors(done, plan.tensors)
         for shard in missing:
@@ -294,11 +294,11 @@ def _config(weights: StoredWeights, mtp: bool) -> V3Config:
 
 
 def _storage_of(weights: StoredWeights) -> Storage:
-    """The type of the source's head; BF16 for FP8."""
+    """The type of the source's head; BF16 for FP8, FP32 where weights are of a type in which none are stored."""
     if weights.scales:
         return Storage(torch.bfloat16)
     dtype = weights.places["lm_head.weight"].entry.dtype if "lm_head.weight" in weights.places else None
-    return Storage(torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    return Storage(dtype if dtype in STORED else torch.float32)
 
 
 def _companions(source: Path) -> tuple[str, ...]:
@@ -327,13 +327,6 @@ def _refuse_full_disk(out: Path, nbytes: int) -> None:
     place = next(parent for parent in out.resolve().parents if parent.exists())
     if (free := shutil.disk_usage(place).free) < nbytes:
         raise InputError(place, expected=f"{nbytes / 1e9:.1f} GB of free space", found=f"{free / 1e9:.1f} GB")
-
-
-def _warn_of_other_copies(plan: _Plan) -> None:
-    """Tuning that left MTP out leaves old copies behind; a program that drafted with them would now draft otherwise."""
-    for copy, original in mtp_copies(plan.config).items():
-        if copy in plan.weights.places and not plan.weights.equal(copy, original):
-            log.warning("%s: %s is no copy of %s, which is written in its place", plan.weights.folder, copy, original)
 
 
 def _write_shard(shard: Shard, plan: _Plan, folder: Path) -> Iterator[str]:

@@ -75,6 +75,7 @@ def _fill(model: V3ForCausalLM, folder: Path) -> None:
     weights = StoredWeights(folder)
     own = dict(on_disk(model.state_dict().items()))
     weights.check({name: tuple(view.shape) for name, view in own.items()}, model.config)
+    weights.warn_of_other_copies(model.config)
     for name, view in own.items():
         view.copy_(weights.read(name))
     model.model.set_buffers()

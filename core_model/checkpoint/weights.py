@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from core_model.manifest import MANIFEST
 from core_model.precision.fp8 import E4M3, dequantize, scale_shape
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+log = logging.getLogger(__name__)
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
@@ -118,6 +120,12 @@ class StoredWeights:
         """Whether two weights are the same numbers."""
         a, b = self.read(one), self.read(other)
         return a.shape == b.shape and torch.equal(*(x if a.dtype == b.dtype else x.float() for x in (a, b)))
+
+    def warn_of_other_copies(self, config: V3Config) -> None:
+        """Tuning that left MTP out leaves old copies of embedding and head behind; ours are those of the model."""
+        for copy, original in mtp_copies(config).items():
+            if copy in self.places and not self.equal(copy, original):
+                log.warning("%s: %s is no copy of %s, which takes its place", self.folder, copy, original)
 
     def check_count(self, config: V3Config) -> None:
         """Refuse a configuration of far more weights than there are, before their names are listed.

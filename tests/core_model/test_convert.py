@@ -210,9 +210,19 @@ def test_mtp_copies_that_are_none_are_said_and_written_anew(wide, converted, tmp
     convert_folder(wide, tmp_path / "quiet", BF16)
     assert not caplog.records
     convert_folder(source, tmp_path / "out", BF16, shard_bytes=SHARD)
-    (record,) = caplog.records
-    assert "shared_head.head.weight is no copy of lm_head.weight" in record.getMessage()
+    V3ForCausalLM.from_pretrained(source)
+    assert len(caplog.records) == 2
+    for record in caplog.records:
+        assert "shared_head.head.weight is no copy of lm_head.weight" in record.getMessage()
     assert_same_tensors(tmp_path / "out", converted(BF16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_types_of_floats_are_kept(tmp_path, dtype):
+    random_model(tiny_config()).save_pretrained(tmp_path / "model", dtype=dtype)
+    convert_folder(tmp_path / "model", tmp_path / "out")
+    assert_same_tensors(tmp_path / "out", tmp_path / "model")
+    assert tensors_of(tmp_path / "out")["lm_head.weight"].dtype == dtype
 
 
 @pytest.mark.parametrize("code", [torch.float8_e8m0fnu, torch.bfloat16])
