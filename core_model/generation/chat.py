@@ -258,9 +258,9 @@ examples:
 A thought is shown dimmed while it comes, and folds to one line when it is over. Ctrl-C ends the reply that is coming;
 Ctrl-D leaves. A line that ends in a backslash goes on in the next.
 
-A model that was trained to reason does so without a system prompt too: --short only does not ask for it. --budget 0 is
-the way to an answer at once: an empty thought stands first. (A model that never learnt to answer without a thought may
-then reason in its answer.)
+A model that was trained to reason behind a system prompt needs it: without (--short) nano's thoughts come to little. An
+answer at once is --budget 0, which puts an empty thought first. (A model that never learnt to answer without a thought
+may then reason in its answer.)
 
 commands while talking:
 """
