@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from distill.teacher.renderer import RENDERED_FAMILIES
-from eval.judge.shared import JudgeRecipe
-from recipes.schema import InputPath, StageRecipe, StrictModel
+from eval.judge.shared import JudgeRecipe, judge_faults
+from recipes.schema import InputPath, KeyFault, StageRecipe, StrictModel
 
 
 class TeacherRecipe(StrictModel):
@@ -46,3 +46,6 @@ class Recipe(StageRecipe):
         if not sum(families.values()):
             raise ValueError("no problems: every family's count is 0")
         return families
+
+    def machine_faults(self) -> list[KeyFault]:
+        return judge_faults(self.judge, needed="code" in self.families)

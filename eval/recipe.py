@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from eval.judge.shared import JudgeRecipe
+from eval.judge.shared import JudgeRecipe, judge_faults
 from eval.needle_recipe import NeedleRecipe
 from eval.subjects.endpoint import EndpointRecipe
 from eval.tasks.task import Mode, Task, build_task
@@ -218,6 +218,9 @@ class Recipe(StageRecipe):
             if name not in written:
                 known = ", ".join(written) or "none"
                 raise ValueError(f"{where}: {name!r} is not among the tasks with answers (they are: {known})")
+
+    def machine_faults(self) -> list[KeyFault]:
+        return judge_faults(self.judge, needed=any(task.needs_judge for task in self.tasks.values()))
 
     def label(self, model: str) -> str:
         """The model's name in tables."""

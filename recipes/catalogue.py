@@ -62,23 +62,35 @@ def check_file(path: Path, overrides: list[str]) -> tuple[list[str], list[str]]:
     """
     try:
         if is_sweep(path):
-            trials = plan_sweep(path).trials
-            wanting = {pair for trial in trials for pair in missing_inputs(trial.recipe).items()}
-            notes = [f"a sweep of {len(trials)} trials: `python -m recipes.sweep {path}` runs them"]
-            return [], notes + [f"input {key} is not there yet: {place}" for key, place in sorted(wanting)]
+            return [], _sweep_notes(path)
         if is_pipeline(path):
             plan = plan_pipeline(path, overrides)
-            problems, notes = [], []
+            problems: list[str] = []
+            notes: list[str] = []
             for stage in plan.stages:
-                problems += check_recipe(stage.recipe, stage.recipe_path)
+                problems += map(str, check_recipe(stage.recipe, stage.recipe_path))
                 missing = missing_inputs(stage.recipe, stage.from_stages)
                 notes += [f"stage {stage.id}: input {key} is not there yet: {place}" for key, place in missing.items()]
             return problems, notes
         recipe = load_recipe(path, overrides)
         notes = [f"input {key} is not there yet: {place}" for key, place in missing_inputs(recipe).items()]
-        return check_recipe(recipe, path), notes
+        return list(map(str, check_recipe(recipe, path))), notes
     except InputError as error:
         return [str(error)], []
+
+
+def _sweep_notes(path: Path) -> list[str]:
+    """What there is to say of a sweep whose trials can run.
+
+    Raises:
+        InputError: as `plan_sweep`.
+    """
+    trials = plan_sweep(path).trials
+    missing = {pair for trial in trials for pair in missing_inputs(trial.recipe).items()}
+    return [
+        f"a sweep of {len(trials)} trials: `python -m recipes.sweep {path}` runs them",
+        *(f"input {key} is not there yet: {place}" for key, place in sorted(missing)),
+    ]
 
 
 def first_comment(path: Path) -> str:

@@ -30,9 +30,9 @@ from pydantic import Field
 from core_model.errors import InputError
 from recipes.atomic import write_text
 from recipes.child import run_child
-from recipes.loader import RecipeSource, load_recipe, read_yaml, stage_module, validate
+from recipes.loader import RecipeSource, load_recipe, read_yaml, validate
 from recipes.progress import clock
-from recipes.run import COMPLETE, run_status
+from recipes.run import COMPLETE, read_provenance, run_status
 from recipes.schema import StageRecipe, StrictModel
 
 ID = r"^[a-z][a-z0-9_-]*$"
@@ -131,10 +131,12 @@ def run_pipeline(path: str | Path, overrides: Iterable[str] = ()) -> int:
         0, or the exit status of the stage that failed (128 + n when signal n killed it).
 
     Raises:
-        InputError: as `plan_pipeline`; an input from outside is missing; a run folder belongs to another recipe.
+        InputError: as `plan_pipeline`; this machine lacks something for a stage, or an input from outside is missing
+            (both before anything runs); a run folder belongs to another recipe.
     """
     plan = plan_pipeline(path, overrides)
     for stage in plan.stages:
+        require_machine(stage.recipe, stage.recipe_path)
         for key, artefact in missing_inputs(stage.recipe, stage.from_stages).items():
             raise InputError(
                 artefact, where=f"input {key} of stage {stage.id}", expected="a file or folder", found="nothing there"
@@ -155,14 +157,25 @@ def run_pipeline(path: str | Path, overrides: Iterable[str] = ()) -> int:
     return 0
 
 
-def check_recipe(recipe: StageRecipe, path: Path) -> list[str]:
-    """The problems that the stage itself sees in a valid recipe: what `<stage>.recipe.check(recipe)` returns.
+def check_recipe(recipe: StageRecipe, path: Path) -> list[InputError]:
+    """What this machine lacks for a valid recipe. Inputs need not exist to be checked."""
+    return [
+        InputError(path, where=".".join(map(str, fault.key)), expected=fault.expected, found=fault.found)
+        for fault in recipe.machine_faults()
+    ]
 
-    The hook is optional. Inputs need not exist to be checked.
+
+def require_machine(recipe: StageRecipe, path: Path) -> None:
+    """Make sure that a recipe can run here, or has run already.
+
+    Raises:
+        InputError: this machine lacks something for it.
     """
-    module = stage_module(recipe.stage, RecipeSource([path]))
-    hook = getattr(module, "check", None)
-    return [] if hook is None else [f"{path}: {problem}" for problem in hook(recipe)]
+    provenance = read_provenance(recipe.folder)
+    if provenance is not None and provenance["status"] == COMPLETE:
+        return
+    for fault in check_recipe(recipe, path):
+        raise fault
 
 
 def missing_inputs(recipe: StageRecipe, filled: Iterable[str] = ()) -> dict[str, Path]:

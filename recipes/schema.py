@@ -90,6 +90,10 @@ class StageRecipe(StrictModel):
         """Where the run is kept."""
         return self.run_dir if self.run_dir is not None else Path("runs") / self.name
 
+    def machine_faults(self) -> list[KeyFault]:
+        """What this machine lacks for the run. A stage that needs more than a processor says so here."""
+        return []
+
     def input_paths(self) -> dict[str, Path]:
         """The artefacts this recipe reads: dotted key -> path, for every `InputPath` field that is set."""
         return dict(_input_paths(self, ""))

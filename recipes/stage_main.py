@@ -10,10 +10,12 @@ import random
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from core_model.errors import InputError, disk_fault
 from recipes.loader import load_recipe
+from recipes.pipeline import require_machine
 from recipes.progress import clock
 from recipes.run import Run
 from recipes.schema import StageRecipe, dotted_keys
@@ -109,10 +111,12 @@ def _run(
     recipe = load_recipe(options.recipe, options.overrides, schema)
     if recipe.stage != stage:
         raise InputError(options.recipe, where="stage", expected=repr(stage), found=repr(recipe.stage))
+    first = os.environ.get("RANK", "0") == "0"
+    if first and step is None:  # a step may need less than the whole
+        require_machine(recipe, Path(options.recipe))
     seed_everything(recipe)
     named = [stage] if step is None else [stage, step]
     command = ["python", "-m", *named, options.recipe, *options.overrides]
-    first = os.environ.get("RANK", "0") == "0"
     run = Run.open(recipe, command, recipe.input_paths(), writer=first)
     try:
         if run.is_complete and step is None:

@@ -180,7 +180,7 @@ def plan_sweep(path: Path, *, count: int | None = None, seed: int = 0, folder: P
         if recipe.stage != stage:
             raise _fault(source, "command", f"a recipe of the stage {stage}", f"{recipe_path} of {recipe.stage}")
         for problem in check_recipe(recipe, recipe_path):
-            raise InputError(path, where=f"trial {key}", expected="a recipe that passes its check", found=problem)
+            raise InputError(path, where=f"trial {key}", expected="a recipe that can run here", found=str(problem))
         command = (sys.executable, "-m", stage, str(recipe_path), *overrides)
         trials.append(Trial(name, values, recipe, command))
     return SweepPlan(path, sweep, place, tuple(trials))

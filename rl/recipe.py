@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from eval.judge.shared import JudgeRecipe
+from eval.judge.shared import JudgeRecipe, judge_faults
 from eval.tasks import refuse_unknown_families
 from recipes.schema import KeyFault, StrictModel
 from rl.length import AnyLengthReward, NoLength
@@ -75,3 +75,6 @@ class Recipe(TrainerRecipe):
         from rl.trainer_config import find_fault
 
         return find_fault(trainer)
+
+    def machine_faults(self) -> list[KeyFault]:
+        return judge_faults(self.judge, needed="code" in self.problems.families)

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from core_model.errors import InputError
 from eval.judge.case import Case, CaseVerdict, Isolation, Limits, Mode
-from eval.judge.layers import FULL, NAMESPACES, find_layers
+from eval.judge.layers import FULL, find_layers, isolation_fault
 from eval.judge.sandbox import SandboxLost
 from eval.judge.worker import Worker
 
@@ -51,6 +51,8 @@ class Judge:
         try:
             self._workers[0].start()
         except SandboxLost as error:
+            if not allow_unsandboxed and (fault := isolation_fault(self.layers)) is not None:
+                raise fault from error  # what is missing is most likely why it ended
             missing = "; ".join(f"{name}: {reason}" for name, reason in self.layers.missing.items())
             found = f"{error}" + (f" ({missing})" if missing else "")
             raise InputError("judge", expected="a sandbox that starts (`trivium doctor`)", found=found) from error
@@ -111,15 +113,8 @@ class Judge:
         Raises:
             InputError: the sandbox's level is too low for them, and nobody said that it does not matter.
         """
-        if self.isolation.level >= NAMESPACES or self.allow_unsandboxed:
-            return
-        missing = "; ".join(f"{name}: {reason}" for name, reason in self.layers.missing.items())
-        raise InputError(
-            "judge",
-            expected=f"isolation level {NAMESPACES} or more for programs that a model wrote (docs/judge.md; `trivium "
-            "doctor` shows what is missing; judge.allow_unsandboxed=true or --allow-unsandboxed does without)",
-            found=f"{self.isolation} ({missing})",
-        )
+        if not self.allow_unsandboxed and (fault := isolation_fault(self.layers)) is not None:
+            raise fault
 
     def _judge_many(
         self, cases: Sequence[Case], on_verdict: Callable[[int, CaseVerdict], None] | None

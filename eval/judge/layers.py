@@ -64,6 +64,18 @@ class Layers:
         return NOBODY if os.geteuid() == 0 else None
 
 
+def isolation_fault(layers: Layers) -> InputError | None:
+    """Why programs that a model wrote are refused behind these layers, None when they are not."""
+    if layers.isolation.level >= NAMESPACES:
+        return None
+    return InputError(
+        "judge",
+        expected=f"isolation level {NAMESPACES}, bubblewrap's namespaces, around programs that a model wrote",
+        found=f"{layers.missing['namespaces']} (`trivium doctor` shows every layer; judge.allow_unsandboxed=true or "
+        "--allow-unsandboxed does without: docs/judge.md)",
+    )
+
+
 def print_layers() -> None:
     """What keeps judged programs in on this machine, layer by layer, each by trying it."""
     found = find_layers()

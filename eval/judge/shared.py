@@ -6,9 +6,11 @@ import atexit
 
 from pydantic import Field
 
+from core_model.errors import InputError
 from eval.judge.case import Mode
 from eval.judge.judge import Judge
-from recipes.schema import StrictModel
+from eval.judge.layers import find_layers, isolation_fault
+from recipes.schema import KeyFault, StrictModel
 
 
 class JudgeRecipe(StrictModel):
@@ -19,6 +21,21 @@ class JudgeRecipe(StrictModel):
         default=False,
         description="judge also where no namespaces keep programs apart (see docs/judge.md); `trivium doctor` tells",
     )
+
+
+def judge_faults(recipe: JudgeRecipe, *, needed: bool) -> list[KeyFault]:
+    """What keeps this machine from judging a stage's programs, from the key `judge` of its recipe; no judge is started.
+
+    Args:
+        needed: the stage will judge programs.
+    """
+    if not needed or recipe.allow_unsandboxed:
+        return []
+    try:
+        fault = isolation_fault(find_layers())
+    except InputError as error:  # no Linux
+        fault = error
+    return [] if fault is None else [KeyFault(("judge",), expected=fault.expected, found=fault.found)]
 
 
 _wanted = JudgeRecipe()

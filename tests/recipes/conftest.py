@@ -75,7 +75,7 @@ if __name__ == "__main__":
 
 WALK_RECIPE = """
 from pydantic import Field
-from recipes.schema import InputPath, StageRecipe, StrictModel
+from recipes.schema import InputPath, KeyFault, StageRecipe, StrictModel
 
 class Pace(StrictModel):
     length: float = Field(default=1.0, gt=0, description="of a step, metres")
@@ -86,8 +86,9 @@ class Recipe(StageRecipe):
     source: InputPath | None = Field(default=None, description="a folder with result.json to go on from")
     pace: Pace = Pace()
 
-def check(recipe):
-    return ["steps: more than a test can take"] if recipe.steps > 10_000 else []
+    def machine_faults(self):
+        far = KeyFault(("steps",), expected="no more steps than this machine has ground", found=str(self.steps))
+        return [far] if self.steps > 10_000 else []
 """
 
 # Enough of torch to seed it and to describe the machine: what is tested here is processes and files, and torch's

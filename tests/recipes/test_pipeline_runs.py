@@ -183,6 +183,12 @@ def test_an_input_from_outside_must_be_there_before_anything_runs(walk_recipe, s
     assert not (stages.root / "runs").exists()
 
 
+def test_what_the_machine_lacks_for_a_later_stage_stops_the_first(walk_recipe, stages):
+    with pytest.raises(InputError, match=r"^recipes/walk.yaml: steps: expected no more steps than this machine has"):
+        run_pipeline(PIPELINE, ["second.steps=20000"])
+    assert not (stages.root / "runs").exists()
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

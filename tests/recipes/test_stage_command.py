@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from recipes.schema import KeyFault
 from recipes.stage_main import stage_main
 
 RECIPE = "recipes/walk.yaml"
@@ -68,6 +69,10 @@ def test_help_teaches(walk_recipe, capsys):
             [RECIPE, "source=gone"],
             "gone: input source: expected an artefact of an earlier stage; found no such file or folder",
         ),
+        (
+            [RECIPE, "steps=20000"],
+            "recipes/walk.yaml: steps: expected no more steps than this machine has ground; found",
+        ),
         ([RECIPE, "stage=talk"], "recipes/walk.yaml: stage: expected 'walk'; found 'talk'"),
     ],
 )
@@ -77,6 +82,17 @@ def test_bad_input_is_one_message_and_status_2(walk_recipe, capsys, arguments, m
     assert message in error
     assert error.count("\n") == 1
     assert not os.path.exists("runs")
+
+
+def test_what_a_machine_lacks_stops_neither_a_step_nor_a_complete_run(walk_recipe, monkeypatch, capsys):
+    assert (
+        walk(RECIPE) == stage_main("walk", numbers, step="far", arguments=[RECIPE, "steps=20000", "run_dir=far"]) == 0
+    )
+    module = sys.modules["walk.recipe"]
+    lacking = KeyFault(("steps",), expected="ground", found="none")
+    monkeypatch.setattr(module.Recipe, "machine_faults", lambda self: [lacking])
+    assert walk(RECIPE) == 0 and "already complete" in capsys.readouterr().out
+    assert walk(RECIPE, "seed=1", "run_dir=other") == 2
 
 
 def test_several_processes_are_refused(walk_recipe, monkeypatch, capsys):

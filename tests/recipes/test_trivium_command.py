@@ -66,14 +66,14 @@ def test_check_names_every_faulty_file(walk_recipe, stages):
     assert result.exit_code == 2
     assert "recipes/typo.yaml: line 2, stpes: expected a known key (did you mean 'steps'?)" in result.output
     assert "recipes/walk.yaml: ok" in result.output
-    assert "recipes/long.yaml: steps: more than a test can take" in result.output  # the stage's own check
+    assert "recipes/long.yaml: steps: expected no more steps than this machine has ground; found 20000" in result.output
     assert "recipes/gone.yaml: expected a recipe" in result.output
 
 
 def test_check_looks_into_a_pipelines_stages(walk_recipe, stages):
     result = trivium("check", "recipes/pipeline.yaml", "first.steps=20000")
     assert result.exit_code == 2
-    assert "more than a test can take" in result.output
+    assert "no more steps than this machine has ground" in result.output
 
 
 SWEEP = """\

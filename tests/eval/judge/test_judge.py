@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +21,13 @@ from small_judge import ADD, SMALL, program
 from core_model.errors import InputError
 from eval.judge.case import Case, CaseVerdict, Limits, Test
 from eval.judge.judge import Judge
-from eval.judge.layers import FULL, NAMESPACES
+from eval.judge.layers import FULL, NAMESPACES, find_layers
+from eval.judge.sandbox import SandboxLost
 from eval.tasks.livecodebench import read_records, to_cases
+from recipes.catalogue import check_file
+from recipes.pipeline import run_pipeline
 from recipes.rows import Verdict
+from recipes.stage_main import stage_main
 
 # -- recorded verdicts -----------------------------------------------------------------------------------------------
 
@@ -184,6 +191,49 @@ def test_model_written_programs_are_refused_below_namespaces(monkeypatch: pytest
             judge.judge_many([Case("print(3)", ADD, trusted=True), Case("print(3)", ADD)])
     with Judge(workers=1, highest=NAMESPACES - 1, allow_unsandboxed=True) as judge:
         judge.require_isolation()
+
+
+@pytest.fixture
+def no_bubblewrap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    find_layers.cache_clear()
+    yield
+    find_layers.cache_clear()
+
+
+REFUSED = (
+    r"expected isolation level 4, bubblewrap's .*; found no bwrap: install bubblewrap \(.*apt-get install bubblewrap\)"
+)
+
+
+def test_without_bubblewrap_it_is_what_is_missing(no_bubblewrap, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(self: Any, **_: Any) -> None:
+        raise SandboxLost("the sandbox ended: ModuleNotFoundError")
+
+    monkeypatch.setattr("eval.judge.worker.Worker.start", ends)
+    with pytest.raises(InputError, match=f"^judge: {REFUSED}"):
+        Judge(workers=1)
+    with pytest.raises(InputError, match="the sandbox ended: ModuleNotFoundError"):
+        Judge(workers=1, allow_unsandboxed=True)
+
+
+def test_recipes_whose_programs_cannot_be_judged_here_are_refused_before_anything_runs(
+    no_bubblewrap, repository, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nano = repository / "recipes" / "nano"
+    problems, _ = check_file(nano / "pipeline.yaml", [])
+    assert [re.match(rf"{nano}/(\w+).yaml: judge: {REFUSED}", one)[1] for one in problems] == ["distill", "eval"]
+    assert (
+        check_file(nano / "pipeline.yaml", [f"{id}.judge.allow_unsandboxed=true" for id in ("distill", "eval")])[0]
+        == []
+    )
+    assert len(check_file(nano / "rl_plateau.yaml", [])[0]) == 1
+    assert check_file(nano / "rl_plateau.yaml", ["problems.families={gcd: 1}"])[0] == []
+    with pytest.raises(InputError, match=f"distill.yaml: judge: {REFUSED}"):
+        run_pipeline(nano / "pipeline.yaml")
+    assert stage_main("distill", pytest.fail, arguments=[str(nano / "distill.yaml"), "tokenizer=null"]) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bubblewrap_is_found_where_the_users_path_has_it(monkeypatch, tmp_path) -> None:
