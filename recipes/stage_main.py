@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from core_model.errors import InputError, disk_fault
+from recipes.key_help import key_lines
 from recipes.loader import load_recipe
 from recipes.pipeline import require_machine
 from recipes.progress import clock
 from recipes.run import Run
-from recipes.schema import StageRecipe, dotted_keys
+from recipes.schema import StageRecipe
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -32,7 +33,7 @@ examples:
 The run is kept in runs/<name> (or run_dir). Killed at any moment, it resumes with the same command; complete, it says
 so and does nothing. Exit status: 0 done, 2 bad input (one message says which key or file), 130 interrupted.
 
-keys of a {stage} recipe (dotted where nested):
+keys of {article} {stage} recipe, dotted where nested, with their defaults; <name> is yours to give, <i> is an index:
 {keys}
 """
 EXAMPLES = {"sft": "recipes/nano/sft_reasoning.yaml", "rl": "recipes/nano/rl_accuracy.yaml"}  # else <stage>.yaml
@@ -148,11 +149,15 @@ def _parser(stage: str, schema: type[StageRecipe], step: str | None) -> argparse
     what = f"the {stage} stage" if step is None else f"one step of the {stage} stage"
     module = stage if step is None else f"{stage} {step}"
     example = EXAMPLES.get(stage, f"recipes/nano/{stage}.yaml")
-    keys = "\n".join(_key_lines(schema))
+    # A name without vowels is spelt out: an ess-eff-tee recipe.
+    spoken_vowels = "aeiou" if set(stage) & set("aeiou") else "aefhilmnorsx"
+    article = "an" if stage[0] in spoken_vowels else "a"
+    command = f"python -m {module}"
+    keys = "\n".join(key_lines(schema))
     parser = argparse.ArgumentParser(
-        prog=f"python -m {module}",
+        prog=command,
         description=f"Run {what} as a recipe says.",
-        epilog=EPILOG.format(command=f"python -m {module}", module=module, example=example, stage=stage, keys=keys),
+        epilog=EPILOG.format(command=command, module=module, example=example, article=article, stage=stage, keys=keys),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", metavar="RECIPE", help=f"a YAML file, such as {example}")
@@ -160,9 +165,3 @@ def _parser(stage: str, schema: type[StageRecipe], step: str | None) -> argparse
         "overrides", metavar="KEY=VALUE", nargs="*", help="replace a key of the recipe, dotted, by a YAML value"
     )
     return parser
-
-
-def _key_lines(schema: type[StageRecipe]) -> list[str]:
-    keys = [(key, field.description) for key, field in dotted_keys(schema) if field.description]
-    width = max(len(key) for key, _ in keys)
-    return [f"  {key:<{width}}  {description}" for key, description in keys]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -52,7 +53,8 @@ def test_help_teaches(walk_recipe, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "python -m walk recipes/nano/walk.yaml seed=1" in text
-    assert "pace.length  of a step, metres" in text
+    assert "keys of a walk recipe" in text
+    assert re.search(r"  pace.length +1.0 +of a step, metres\n", text)
     assert "Exit status: 0 done, 2 bad input" in text
 
 
