@@ -13,7 +13,8 @@ import yaml
 
 from recipes import stage_main
 from recipes.catalogue import check_file, find_recipes, first_comment
-from recipes.loader import read_yaml, stage_schema
+from recipes.loader import load_recipe, read_yaml, stage_schema
+from recipes.pipeline import plan_pipeline
 from recipes.schema import dotted_keys
 from recipes.sweep import is_sweep
 
@@ -79,6 +80,27 @@ def test_every_recipe_passes_its_check(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert check_file(path, [])[0] == []
     assert first_comment(path)
+
+
+@pytest.mark.parametrize("path", sorted(find_recipes(RECIPES)), ids=lambda path: str(path.relative_to(RECIPES)))
+def test_what_list_shows_of_a_recipe_is_a_whole_sentence(path):
+    first, second = path.read_text(encoding="utf-8").splitlines()[:2]
+    assert first == f"# {first_comment(path)}"
+    assert first.endswith(".") or not second.startswith("#")
+
+
+def test_recipes_run_alone_read_what_the_pipelines_leave(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    nano = RECIPES / "nano"
+    plans = [plan_pipeline(nano / f"{name}.yaml") for name in ("pipeline", "claims")]
+    left = {stage.recipe.folder for plan in plans for stage in plan.stages}
+    recipes = {stage.recipe_path: load_recipe(stage.recipe_path) for plan in plans for stage in plan.stages}
+    places = {place for recipe in recipes.values() for place in recipe.input_paths().values()}
+    assert {place for place in places if not left & set(place.parents)} == set()
+    # What a recipe goes on from is what one of the pipelines gives it.
+    for path, recipe in recipes.items():
+        starts = [stage.recipe for plan in plans for stage in plan.stages if stage.recipe_path == path]
+        assert getattr(recipe, "init_from", None) in [getattr(start, "init_from", None) for start in starts], path
 
 
 def test_the_comment_rule_sees_what_it_should(tmp_path):
