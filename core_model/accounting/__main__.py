@@ -32,12 +32,16 @@ def rows(config: V3Config, tokens: int) -> dict[str, str]:
         "Adam's moments": _size(state.moments),
         "Adam's moments in BF16, as V3's": _size(state_bytes(config, Dtypes(moments=torch.bfloat16)).moments),
     }
-    policies: dict[Recompute, str] = {"none": "nothing", "v3": "norms and up-projections", "layer": "whole layers"}
+    policies: dict[Recompute, str] = {
+        "none": "no recomputation",
+        "v3": "norms and up-projections recomputed",
+        "layer": "whole layers recomputed",
+    }
     for policy, label in policies.items():
         kept = activation_bytes(config, tokens, policy)
         again = f" + {_size(kept.again)} in backward" if kept.again else ""
-        found[f"activations, made again: {label}"] = _size(kept.tokens + kept.heads) + again
-    found["BF16 copies of weights, but with whole layers"] = _size(activation_bytes(config, tokens).copies)
+        found[f"activations, {label}"] = _size(kept.tokens + kept.heads) + again
+    found["BF16 weight copies (not with whole-layer recomputation)"] = _size(activation_bytes(config, tokens).copies)
     return found
 
 

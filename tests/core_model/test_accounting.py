@@ -65,6 +65,12 @@ def test_the_command_prints_every_preset_and_refuses_others(capsys):
     assert [line for line in printed.splitlines() if line and line[0] != " "] == list(PRESETS)
     for number in ("671,026,419,200", "37,552,297,472", "11,610,068,224", "70,272 B", "15,706,485,888"):
         assert number in printed
+    recomputed = ("no recomputation", "norms and up-projections recomputed", "whole layers recomputed")
+    for label in (
+        *(f"activations, {one}" for one in recomputed),
+        "BF16 weight copies (not with whole-layer recomputation)",
+    ):
+        assert printed.count(f"  {label} ") == len(PRESETS)
     assert main(["nano", "micro"]) == 2 and "no preset 'micro'" in capsys.readouterr().err
     assert main(["nano", "--tokens", "0"]) == 2 and "sequence_length" in capsys.readouterr().err
 
