@@ -38,6 +38,7 @@ COMMANDS = {
     "codeforces": "eval.codeforces.command",
     "tasks": "eval.tasks_command",
 }
+ALSO_OF_TRIVIUM = ("report", "leaderboard")  # their help says as which of the two they were called
 
 
 def main() -> int:
@@ -65,7 +66,8 @@ def _command(name: str, arguments: list[str]) -> int:
     from core_model.errors import InputError
 
     try:
-        return int(importlib.import_module(COMMANDS[name]).main(arguments))
+        called = {"prog": f"python -m eval {name}"} if name in ALSO_OF_TRIVIUM else {}
+        return int(importlib.import_module(COMMANDS[name]).main(arguments, **called))
     except InputError as error:
         print(f"eval {name}: {error}", file=sys.stderr)
         return 2

@@ -55,10 +55,14 @@ class Ranked:
     worst: int
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Show the leaderboard; the exit status."""
+def main(arguments: Sequence[str], prog: str = "trivium leaderboard") -> int:
+    """Show the leaderboard; the exit status.
+
+    Args:
+        prog: what the command is called as.
+    """
     parser = argparse.ArgumentParser(
-        prog="trivium leaderboard",
+        prog=prog,
         description="Rank the models of eval runs; runs of different suites get tables of their own.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

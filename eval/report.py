@@ -27,11 +27,16 @@ TEMPLATES = Path(__file__).with_name("templates")
 REPORT, PAGE, FIGURES, TABLES = "report.json", "report.html", "figures", "tables"
 
 
-def main(arguments: Sequence[str]) -> int:
-    """`trivium report RUN`: make the report of an eval run again from its rows, and show it."""
+def main(arguments: Sequence[str], prog: str = "trivium report") -> int:
+    """Make the report of an eval run again from its rows, and show it.
+
+    Args:
+        prog: what the command is called as.
+    """
     parser = argparse.ArgumentParser(
-        prog="trivium report",
-        description="Make the report of an evaluation (report.json, report.html, figures/) again from its rows.",
+        prog=prog,
+        description="Make the report of an evaluation (report.json, report.html, figures/, tables/) again from its "
+        "rows, in place of what is there, and print its tables.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of an eval run, or of a pipeline with one")
     for folder in find_eval_runs(parser.parse_args(list(arguments)).run):

@@ -125,7 +125,7 @@ def print_doctor() -> None:
     for what, reason in compiled.items():
         table.add_row(what, "compiled code" if reason is None else f"PyTorch's operations: {reason}")
     table.add_row("compute_dtype", f"{fastest_dtype(training_device())} where a recipe leaves it open")
-    table.add_row("between products", _between_products())
+    table.add_row("elementwise work", _elementwise_work())
     for what, name in _attention_kernels():
         table.add_row(what, name)
     table.add_row("code", str(git_state()["commit"] or "not a git checkout"))
@@ -134,7 +134,7 @@ def print_doctor() -> None:
     _console().print(table)
 
 
-def _between_products() -> str:
+def _elementwise_work() -> str:
     from core_model.fused import compiles_on
     from core_model.parallel.device import training_device
 

@@ -21,6 +21,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # a docstring's line ends are not its paragraphs' ends
 )
 
 # Everything after these commands' names goes to the package that owns them, --help included.
@@ -92,10 +93,10 @@ def list_recipes(
 @app.command()
 def check(
     recipes: Annotated[
-        list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Recipes and pipelines, and overrides.")
+        list[str], typer.Argument(metavar="RECIPE... [KEY=VALUE...]", help="Recipes, pipelines, sweeps; and overrides.")
     ],
 ) -> None:
-    """Check recipes and pipelines without running them. Exit status 0, or 2 when one has a problem."""
+    """Check recipes, pipelines and sweeps without running them. Exit status 0, or 2 when one has a problem."""
     from recipes.catalogue import check_file
 
     overrides = [argument for argument in recipes if "=" in argument]
@@ -127,7 +128,7 @@ def serve(context: typer.Context) -> None:
 
 @app.command(context_settings=PASS_ON)
 def report(context: typer.Context) -> None:
-    """Show a run's report; `trivium report --help` says how."""
+    """Write an eval run's report (report.json, report.html, figures) anew, and show it; `trivium report --help`."""
     _dispatch("report", context.args)
 
 
@@ -196,7 +197,7 @@ def import_model(
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine offers, which versions are installed, and how well judged programs are kept in."""
+    """Say what this machine offers, which versions are installed, and how well judged programs are sandboxed."""
     from recipes.catalogue import print_doctor
 
     print_doctor()

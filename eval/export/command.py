@@ -22,7 +22,7 @@ formats (docs/export.md says what each can hold):
   lm-eval        MODEL/results_DATE.json, MODEL/samples_TASK_DATE.jsonl, as lm-eval 0.4.13 writes them
   inspect        DATE_TASK_MODEL_ID.json, a log for each task and model; inspect view --log-dir OUT shows them
 
-windows: START:END in days (2024-08-01:2024-11-30, both included), or {", ".join(WINDOWS)}
+windows: START..END in days (2024-08-01..2024-11-30, both included), or {", ".join(WINDOWS)}
 
 examples:
   python -m eval export runs/lcb --format livecodebench --out exported --window deepseek-v3
@@ -89,11 +89,12 @@ def write_files(folder: Path, files: dict[str, str]) -> None:
 
 
 def parse_window(text: str) -> Window:
-    """A window by name, or from START:END.
+    """A window by name, or from START..END.
 
     Raises:
         InputError: neither.
     """
+    # START:END, as it was first written here, still means the same.
     return Window.of(text.replace(":", "..", 1))
 
 
@@ -133,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--task", action="append", default=[], metavar="NAME", help="this task alone (may be repeated; all)"
     )
-    parser.add_argument("--window", metavar="START:END", help="problems dated in these days alone (all)")
+    parser.add_argument("--window", metavar="START..END", help="problems dated in these days alone (all)")
     parser.add_argument(
         "--extraction",
         default="strict",

@@ -366,6 +366,7 @@ def test_problems_without_answers_are_a_gap_only_in_a_run_that_goes_on(tmp_path,
     [
         (["--model", "sft"], "model: expected one of rl; found sft"),
         (["--task", "gsm8k"], "task: expected one of lcb, sums; found gsm8k"),
+        (["--window", "2030-01-01..2030-02-01"], "answers to problems dated 2030-01-01 to 2030-02-01; found none"),
         (["--window", "2030-01-01:2030-02-01"], "answers to problems dated 2030-01-01 to 2030-02-01; found none"),
         (["--window", "2024-09-01:2024-08-01"], "expected START..END"),
         (["--window", "soon"], "expected START..END"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 import re
 import shutil
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from core_model.errors import InputError
+from eval.__main__ import main as eval_main
 from eval.collect import MOST_POINTS, Collected, read_curves
 from eval.figures import draw_all, to_svg
 from eval.metrics import pass_at_k
@@ -268,6 +271,17 @@ def test_made_again_the_report_is_the_same(run, capsys):
     assert capsys.readouterr().out == printed
     print_table(run / "report.json")
     assert printed.startswith(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["report", "leaderboard"])
+def test_help_says_as_what_it_was_called(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["eval", name, "--help"])
+    with pytest.raises(SystemExit):
+        eval_main()
+    assert capsys.readouterr().out.startswith(f"usage: python -m eval {name} ")
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"eval.{name}").main(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: trivium {name} ")
 
 
 def test_the_page_needs_no_other_file(run):

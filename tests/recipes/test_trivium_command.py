@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -124,10 +125,24 @@ def test_chat_and_report_belong_to_their_packages(stages):
     assert (done.returncode, done.stdout) == (0, "REPORT runs/nano --help -x\n")
 
 
+def test_help_fills_narrow_lines_and_says_what_is_written(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for command in ("export", "import"):
+        text = trivium(command, "--help").output
+        lines = [line.strip() for line in text.partition("Arguments")[0].splitlines()]
+        # A line that is not a paragraph's last has no room for the next one's first word.
+        for line, after in itertools.pairwise(lines):
+            assert not line or not after or len(line) + 1 + len(after.split()[0]) > 76, line
+    said = " ".join(trivium("--help").output.replace("│", " ").split())
+    assert "Write an eval run's report (report.json, report.html, figures) anew" in said
+    assert "how well judged programs are sandboxed" in said
+
+
 def test_doctor():
     result = trivium("doctor")
     assert result.exit_code == 0
     for word in ("processor", "memory", "torch", "transformers"):
         assert word in result.output
+    assert re.search(r"elementwise work +(single operations|kernels of fused functions)", result.output)
     for what in ("whole rows", "documents", "decoding"):
         assert re.search(rf"attention, {what} +\w", result.output)
