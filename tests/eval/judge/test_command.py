@@ -327,7 +327,7 @@ def test_help_tells_of_both(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         eval_main()
     told = capsys.readouterr().out
-    assert "python -m eval judge --problems" in told and "keys of a eval recipe" in told
+    assert "python -m eval judge --problems" in told and "keys of an eval recipe" in told
     done = subprocess.run([sys.executable, "-m", "eval", "judge", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     for word in ("example:", "question_id", "finish_reason", "exit status:", "INFRA_ERROR", "deepseek-v3"):
