@@ -9,7 +9,7 @@ HELP = """\
 Evaluate models: ask them, judge their answers, report accuracy and length.
 
   python -m eval RECIPE [KEY=VALUE ...]            everything a recipe says (what follows is about this)
-  accelerate launch -m eval RECIPE                 the same, generation divided among processes
+  torchrun --nproc_per_node N -m eval RECIPE       the same, generation divided among N processes (GPUs: accelerate launch)
 
 its steps, in the recipe's run folder, each resumable:
   python -m eval generate RECIPE [KEY=VALUE ...]   answers, and log-likelihoods of choices and texts
