@@ -18,8 +18,9 @@ from core_model.cache import LatentCache
 from core_model.config import V3Config
 from core_model.documents import Documents
 from core_model.norm import RMSNorm
-from core_model.precision import Linear, autocast_dtype, is_plain, plain_weight
+from core_model.precision import Linear, autocast_dtype
 from core_model.recompute import derived
+from core_model.replaced import is_own
 from core_model.rope import rotate, rotate_tail, softmax_scale
 
 
@@ -91,7 +92,7 @@ class MultiHeadLatentAttention(nn.Module):
         latent, k_rope = self.latents(x_BTD, context)
         if context.cache is not None:
             latent, k_rope = self._through_cache(latent, k_rope, context)
-            if x_BTD.shape[1] <= ABSORBED_QUERIES and is_plain(self.kv_b_proj):
+            if x_BTD.shape[1] <= ABSORBED_QUERIES and is_own(self.kv_b_proj, Linear):
                 q_nope, q_rope = self.queries(query_latent, context).split([self.nope, self.rope], dim=-1)
                 return self.o_proj(self.absorbed(q_nope, q_rope, latent, k_rope, context.visible))
         return self.o_proj(self.expanded(query_latent, latent, k_rope, context))
@@ -138,7 +139,7 @@ class MultiHeadLatentAttention(nn.Module):
         ever written out. Without `visible`, the queries are the last T positions.
         """
         batch, length = q_nope.shape[:2]
-        up_HNVC = plain_weight(self, "kv_b_proj").to(latent.dtype).view(self.heads, -1, self.latent)
+        up_HNVC = self.kv_b_proj.weight.to(latent.dtype).view(self.heads, -1, self.latent)
         w_uk, w_uv = up_HNVC[:, : self.nope], up_HNVC[:, self.nope :]
         q_HXC = q_nope.flatten(0, 1).transpose(0, 1) @ w_uk  # X: all queries of all rows
         q_BYC = q_HXC.transpose(0, 1).reshape(batch, -1, self.latent)  # Y: queries by heads

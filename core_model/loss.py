@@ -72,7 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         (scale,) = grads
         return (
             # In fp32: rounded to bf16, a scale of 1/3 would weigh the states by 1.002 and the head by 1.
-            None if dhidden is None else (dhidden.float() * scale).to(dhidden.dtype),
+            None if dhidden is None else dhidden.float().mul(scale).to(dhidden.dtype),
             None if dweight is None else (dweight * scale).to(ctx.weight_dtype),
             None,
             None,

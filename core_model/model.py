@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from core_model.documents import find_documents
 from core_model.embedding import Embedding
 from core_model.loss import IGNORE, cross_entropy_sum
 from core_model.moe import MoE
-from core_model.moe.balance import gates, sequence_balance_loss
+from core_model.moe.balance import sequence_balance_loss
 from core_model.moe.cap import RankCap
 from core_model.moe.experts import Experts
 from core_model.moe.gate import Gate, Routing
@@ -34,8 +34,7 @@ from core_model.mtp import MTPLayer, shift_left, targets
 from core_model.norm import RMSNorm
 from core_model.precision import KeepsFp32Buffers, Linear, plain_weight
 from core_model.recompute import Recompute, run
-
-Layer = TypeVar("Layer", Linear, Embedding)
+from core_model.visibility import refuse_other_shapes, refuse_packed, visible_in_cache
 
 
 @dataclass
@@ -142,20 +141,23 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
         return self.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embed_tokens = _ours(Embedding, value)
+        if type(value) is nn.Embedding:  # transformers puts torch's own in (`resize_token_embeddings`)
+            value.__class__ = Embedding
+        self.embed_tokens = cast(Embedding, value)
 
     @torch.no_grad()
     def set_buffers(self) -> None:
-        """What no checkpoint holds: RoPE's frequencies, and counters at 0. To be called after `to_empty`."""
+        """RoPE's frequencies, which no checkpoint holds. To be called after `to_empty`."""
         config = self.config
-        cast(Tensor, self.inv_freq).copy_(
-            rope.inverse_frequencies(config.qk_rope_head_dim, config.rope_theta, config.rope_scaling)
-        )
-        for gate in self.routers():
-            gate.forget()
+        inv_freq = rope.inverse_frequencies(config.qk_rope_head_dim, config.rope_theta, config.rope_scaling)
+        cast(Tensor, self.inv_freq).copy_(inv_freq)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Raises: NotImplementedError: DeepSeek's format has a head."""
+        """Not of the backbone alone.
+
+        Raises:
+            NotImplementedError: DeepSeek's format has a head.
+        """
         raise NotImplementedError("DeepSeek's folders hold head and backbone: save the V3ForCausalLM")
 
     @classmethod
@@ -184,14 +186,15 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
         """Positions, documents and visibility, once for all layers.
 
         Raises:
-            ValueError: shapes other than `forward` takes, a `LatentCache` that is not open for these positions, or
-                packed documents over a cache.
+            ValueError: as `forward`.
         """
         batch, length = shape
         device = self.embed_tokens.weight.device
         past = 0 if cache is None or isinstance(cache, LatentCache) else int(cache.get_seq_length())
-        _refuse_other_shapes(position_ids, attention_mask, batch, length, past)
+        refuse_other_shapes(position_ids, attention_mask, batch, length, past)
         if isinstance(cache, LatentCache):
+            if attention_mask is not None:
+                raise ValueError("a LatentCache knows each row's positions, and takes no attention_mask")
             if position_ids is None or not cache.is_open_for(position_ids):
                 raise ValueError(
                     "a LatentCache stores by position: call begin(first_row, position_ids), pass the same here"
@@ -200,8 +203,8 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
             visible = cache.visible(as_bias=length > ABSORBED_QUERIES and device.type != "cpu")
             documents = None
         elif cache is not None:
-            _refuse_packed(position_ids, attention_mask)
-            visible = _visible(attention_mask, batch, length, past, device)
+            refuse_packed(position_ids, attention_mask, past)
+            visible = visible_in_cache(attention_mask, batch, length, past, device)
             documents = None
         else:
             visible = None
@@ -230,7 +233,14 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
             position_ids: [B, T]; positions that fall back to 0 inside a row start a new document, and documents do
                 not see each other.
             past_key_values: a transformers cache or a `LatentCache`; the latter is opened by `begin`.
+
+        Raises:
+            ValueError: shapes other than these, a `LatentCache` that is not open for the positions or has a mask beside
+                it, packed documents over a cache, or hidden states, attention weights or a tuple asked for.
         """
+        for name, served in (("output_hidden_states", False), ("output_attentions", False), ("return_dict", True)):
+            if kwargs.get(name) not in (None, served):
+                raise ValueError(f"{name} must be {served}: the model gives its outputs by name, and no inner ones")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass input_ids or inputs_embeds, one of them")
         x_BTD = self.embed(input_ids) if input_ids is not None else cast(Tensor, inputs_embeds)
@@ -273,55 +283,6 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
             cast(MoE, layer.mlp).gate.count(routing, context.real_BT)
 
 
-def _ours(kind: type[Layer], module: nn.Module) -> Layer:
-    """The module, or one of our kind with its weight: transformers puts torch's own in (`resize_token_embeddings`)."""
-    if type(module) not in (nn.Linear, nn.Embedding):
-        return cast(Layer, module)
-    weight = cast(nn.Parameter, module.weight)
-    rows, columns = weight.shape
-    with torch.device("meta"):
-        ours = kind(columns, rows) if kind is Linear else kind(rows, columns)
-    ours.weight = weight
-    return ours
-
-
-def _refuse_other_shapes(
-    position_ids: Tensor | None, attention_mask: Tensor | None, batch: int, length: int, past: int
-) -> None:
-    if position_ids is not None and position_ids.shape not in ((batch, length), (1, length)):
-        raise ValueError(f"position_ids must be [{batch}, {length}], not {list(position_ids.shape)}")
-    if attention_mask is not None and attention_mask.shape != (batch, past + length):
-        raise ValueError(f"attention_mask must be [{batch}, {past + length}], not {list(attention_mask.shape)}")
-
-
-def _refuse_packed(position_ids: Tensor | None, attention_mask: Tensor | None) -> None:
-    """What a cache holds is one document a row; padding may have any positions."""
-    if position_ids is None or (length := position_ids.shape[1]) < 2:
-        return
-    restarts = position_ids[:, 1:] == 0
-    if attention_mask is not None:
-        real = attention_mask[:, -length:].bool()
-        restarts = restarts & real[:, 1:] & real[:, :-1]
-    if restarts.any():
-        raise ValueError("positions restart inside a row: over a cache its documents would see each other")
-
-
-def _visible(attention_mask: Tensor | None, batch: int, length: int, past: int, device: torch.device) -> Tensor | None:
-    """What queries past .. past + length see of a cache, bool [B, 1, T, S]; None for plain causal or everything."""
-    padded = attention_mask is not None and not attention_mask.bool().all()
-    if not padded and (past == 0 or length == 1):
-        return None
-    queries = torch.arange(past, past + length, device=device)
-    visible = (torch.arange(past + length, device=device) <= queries[:, None]).expand(batch, 1, -1, -1)
-    if padded:
-        assert attention_mask is not None
-        keys = attention_mask.bool()[:, None, None, :]
-        # A padded query sees nothing real; let it see itself, so that its softmax is finite.
-        itself = torch.arange(past + length, device=device) == queries[:, None]
-        visible = (visible & keys) | itself
-    return visible
-
-
 class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
     """V3 with its head. `loss_weights` turns the MTP and balance losses on; both are off until a recipe sets them."""
 
@@ -330,10 +291,6 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         self.model = V3Model(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self.loss_weights = LossWeights()
-        # DistributedDataParallel would overwrite what each process has counted by what the first one has.
-        self._ddp_params_and_buffers_to_ignore = [
-            f"{name}.{counter}" for name, _ in gates(self) for counter in Gate.counters
-        ]
         self.post_init()
 
     @property
@@ -370,13 +327,15 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.lm_head = _ours(Linear, new_embeddings)
+        if type(new_embeddings) is nn.Linear and new_embeddings.bias is None:
+            new_embeddings.__class__ = Linear
+        self.lm_head = cast(Linear, new_embeddings)
 
     @torch.no_grad()
     def initialize(self, std: float, seed: int) -> V3ForCausalLM:
         """Draw every matrix from N(0, std^2) (V3 §4.2: 0.006), norms 1, routing biases 0; the same for a seed.
 
-        A model made on the meta device is whole after `to_empty(device=...)` and this.
+        A model made on the meta device is whole after `to_empty(device=...)` and this, sharded by then or not.
         """
         generator = torch.Generator().manual_seed(seed)
         self.model.set_buffers()
@@ -386,10 +345,15 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
             elif isinstance(module, Gate):
                 module.e_score_correction_bias.zero_()
         for parameter in self.parameters():
-            if parameter.dim() > 1 and not parameter.is_meta:
-                # Drawn on the CPU wherever it lies, so that a seed means the same weights on every device.
-                on_cpu = parameter if parameter.device.type == "cpu" else torch.empty_like(parameter, device="cpu")
-                parameter.copy_(on_cpu.normal_(0.0, std, generator=generator))
+            if parameter.dim() > 1:
+                # Drawn whole and on the CPU, so that a seed means the same weights on every device and in every shard.
+                drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+                drawn.normal_(0.0, std, generator=generator)
+                if (mesh := getattr(parameter, "device_mesh", None)) is not None:
+                    from torch.distributed.tensor import distribute_tensor  # not in every build of torch
+
+                    drawn = distribute_tensor(drawn, mesh, parameter.placements)  # type: ignore[attr-defined]
+                parameter.copy_(drawn)
         return self
 
     def mtp_states(self, input_ids: Tensor, backbone: V3ModelOutput) -> Iterator[tuple[Tensor, Routing | None]]:
@@ -464,13 +428,12 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         """Losses when `labels` are given (no logits are made then), else logits fp32 [B, T or logits_to_keep, W].
 
         Raises:
-            ValueError: hidden states, attention weights or a tuple are asked for; or as `V3Model.forward`.
+            ValueError: as `V3Model.forward` and `losses`.
         """
-        for name, served in (("output_hidden_states", False), ("output_attentions", False), ("return_dict", True)):
-            if kwargs.get(name) not in (None, served):
-                raise ValueError(f"{name} must be {served}: the model gives its outputs by name, and no inner ones")
         use_cache = use_cache and labels is None  # a cache would bypass the isolation of packed documents
-        backbone = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        backbone = self.model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+        )
         if labels is not None:
             if input_ids is None:
                 raise ValueError("the MTP losses need input_ids, not inputs_embeds")
@@ -492,15 +455,17 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         *,
         dtype: torch.dtype | None = None,
         is_main_process: bool = True,
+        max_shard_size: Any = None,
         **kwargs: Any,
     ) -> None:
         """Write a folder in DeepSeek's format, in `dtype` (FP8 too); see `core_model.checkpoint.save_folder`.
 
         Args:
             is_main_process: False writes nothing, so that of several processes one writes.
+            max_shard_size: what `push_to_hub` says; there is one file, which `trivium export` splits.
 
         Raises:
-            TypeError: another keyword of transformers'; `trivium export` splits a folder into shards.
+            TypeError: another keyword of transformers' that asks for something.
             ValueError: as `save_folder`.
         """
         from core_model.checkpoint import save_folder
@@ -508,7 +473,7 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         if kwargs.pop("safe_serialization", True) is not True:
             raise TypeError("save_pretrained writes safetensors only")
         kwargs.pop("save_function", None)  # accelerate's, for pickles
-        if unknown := sorted(kwargs):
+        if unknown := sorted(name for name, value in kwargs.items() if value):
             raise TypeError(f"save_pretrained takes state_dict, dtype and is_main_process, not {', '.join(unknown)}")
         if is_main_process:
             save_folder(self, Path(save_directory), state_dict=state_dict, dtype=dtype)
@@ -518,8 +483,8 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         """Load a folder in DeepSeek's format; `overrides` replace configuration fields (a stage's `rope_scaling`).
 
         Raises:
-            InputError: a file is missing, damaged, or of another model.
-                Or a keyword is no field of the configuration: parameters are fp32, and `.to(dtype)` casts them.
+            InputError: a file is missing, damaged, or of another model; or a keyword is no field of the configuration
+                (parameters are fp32, and `.to(dtype)` casts them).
         """
         from core_model.checkpoint import load_folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,14 @@ import torch
 from torch import Tensor
 
 from core_model.checkpoint.config_file import read_config, write_config
-from core_model.checkpoint.names import mtp_copies, on_disk
+from core_model.checkpoint.names import mtp_copies, on_disk, shapes_on_disk
 from core_model.checkpoint.storage import Declared, Storage
 from core_model.checkpoint.tensor_file import TensorWriter
-from core_model.checkpoint.weights import WEIGHTS, StoredWeights, remove_weights
-from core_model.manifest import verify_manifest, write_manifest
+from core_model.checkpoint.weights import WEIGHTS, StoredWeights, remove_shards
+from core_model.config import V3Config
+from core_model.manifest import sync, verify_manifest, write_manifest
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from core_model.model import V3ForCausalLM
@@ -22,42 +26,55 @@ if TYPE_CHECKING:
 def save_folder(
     model: V3ForCausalLM, folder: Path, *, state_dict: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """Write config.json, model.safetensors and the manifest (last) into `folder`.
+    """Write config.json, model.safetensors and the manifest (last) into `folder`, over another model if need be.
+
+    Killed between its last steps it leaves a folder that is refused; before, the one that was there.
 
     Args:
-        state_dict: taken instead of the model's own (trainers gather it).
+        state_dict: taken instead of the model's own (trainers gather it). An empty one writes nothing: transformers'
+            Trainer passes it where DeepSpeed is about to save the weights.
         dtype: of the stored weights, float8_e4m3fn included (see `Storage`); default the parameters' own, so that
             training continues bit-exactly.
 
     Raises:
-        ValueError: `state_dict` is not that of the model, or no such `dtype`. Nothing is written then.
+        ValueError: `state_dict` is not that of the model, inf or NaN where FP8 is asked for, or no such `dtype`.
     """
     storage = Storage(dtype or model.dtype)
-    state, own = model.state_dict() if state_dict is None else state_dict, model.state_dict()
-    _refuse_other_tensors(state, own)
-    tensors = dict(on_disk((name, state[name]) for name in own))
+    if state_dict is not None and not state_dict:
+        log.warning("%s: nothing is saved of an empty state_dict", folder)
+        return
+    tensors = dict(on_disk((model.state_dict() if state_dict is None else state_dict).items()))
+    _refuse_other_tensors(tensors, model.config)
     tensors |= {copy: tensors[original] for copy, original in mtp_copies(model.config).items()}
     declared: dict[str, Declared] = {}
     for name, tensor in tensors.items():
         declared |= storage.declare(name, tuple(tensor.shape))
     folder.mkdir(parents=True, exist_ok=True)
-    remove_weights(folder)
-    with TensorWriter(folder / WEIGHTS, declared) as writer:
-        for name, tensor in tensors.items():
-            for part, stored in storage.encode(name, tensor.detach()).items():
-                writer.write(part, stored)
+    partial = folder / f"{WEIGHTS}.partial"
+    try:
+        with TensorWriter(partial, declared) as writer:
+            for name, tensor in tensors.items():
+                for part, stored in storage.encode(name, tensor.detach()).items():
+                    writer.write(part, stored)
+        sync(partial)
+        remove_shards(folder)
+        partial.replace(folder / WEIGHTS)
+    finally:
+        partial.unlink(missing_ok=True)
     write_config(model.config, storage, folder)
     write_manifest(folder)
 
 
-def _refuse_other_tensors(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    if missing := sorted(own.keys() - state.keys()):
-        raise ValueError(f"state_dict lacks {len(missing)} tensors of the model: {', '.join(missing[:3])}, ...")
-    if unknown := sorted(state.keys() - own.keys()):
-        raise ValueError(f"state_dict has {len(unknown)} tensors that the model lacks: {', '.join(unknown[:3])}, ...")
-    for name, tensor in own.items():
-        if state[name].shape != tensor.shape:
-            raise ValueError(f"state_dict: {name} must be {list(tensor.shape)}, not {list(state[name].shape)}")
+def _refuse_other_tensors(tensors: dict[str, Tensor], config: V3Config) -> None:
+    """By the configuration and not by the model: what trainers gather, the model of one process may hold in part."""
+    shapes, copies = shapes_on_disk(config), mtp_copies(config)
+    missing = sorted(shapes.keys() - copies.keys() - tensors.keys())
+    unknown = sorted(tensors.keys() - shapes.keys())
+    if missing or unknown:
+        raise ValueError(f"not the weights of this model: missing {missing[:3]}, unexpected {unknown[:3]}")
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes[name]:
+            raise ValueError(f"{name} must be {list(shapes[name])}, not {list(tensor.shape)}")
 
 
 def load_weights(model: V3ForCausalLM, folder: Path) -> None:

@@ -17,7 +17,6 @@ from core_model.checkpoint.storage import SCALE
 from core_model.checkpoint.tensor_file import Entry, read_header, read_tensor
 from core_model.config import V3Config
 from core_model.errors import InputError
-from core_model.manifest import MANIFEST
 from core_model.precision.fp8 import E4M3, dequantize, scale_shape
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -25,13 +24,10 @@ log = logging.getLogger(__name__)
 SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
-def remove_weights(folder: Path) -> None:
-    """Take away the weights that a folder holds and the manifest that vouches for them, shards by their names alone.
-
-    Else a model that is saved over one in shards would leave their index, by which the old weights are found.
-    """
+def remove_shards(folder: Path) -> None:
+    """Take away an index and the shards beside it, by which the weights of an earlier model would be found."""
     shards = (path for path in folder.glob("model-*.safetensors") if SHARD.fullmatch(path.name))
-    for path in (folder / MANIFEST, folder / INDEX, *shards, folder / WEIGHTS):
+    for path in (folder / INDEX, *shards):
         path.unlink(missing_ok=True)
 
 

@@ -21,7 +21,6 @@ from core_model.moe import MLP, MoE
 from core_model.moe.gate import Routing
 from core_model.native.router import Router
 from core_model.norm import RMSNorm
-from core_model.precision import plain_weight
 
 PANEL = 32  # as in decode.cpp
 MOST_WEIGHTS = 500_000_000  # numbers in the layers, which are kept a second time (2 GB)
@@ -127,7 +126,6 @@ class CompiledLayers:
     def _pack(self, layer: DecoderLayer) -> Layer:
         merged = MergedAttention.of(layer.self_attn)
         mlp = layer.mlp.shared_experts if isinstance(layer.mlp, MoE) else cast(MLP, layer.mlp)
-        gate, up, down = (plain_weight(mlp, name) for name in ("gate_proj", "up_proj", "down_proj"))
         packed = Layer(
             attention_norm=self._vector(layer.input_layernorm.weight),
             down=self._matrix(merged.down),
@@ -138,9 +136,9 @@ class CompiledLayers:
             up_v=None if merged.up_v is None else self._matrix(merged.up_v),
             out=self._matrix(merged.out),
             mlp_norm=self._vector(layer.post_attention_layernorm.weight),
-            gate_up=self._matrix(torch.cat((gate, up))),
-            mlp_down=self._matrix(down),
-            width=down.shape[1],
+            gate_up=self._matrix(torch.cat((mlp.gate_proj.weight, mlp.up_proj.weight))),
+            mlp_down=self._matrix(mlp.down_proj.weight),
+            width=mlp.down_proj.weight.shape[1],
         )
         if isinstance(layer.mlp, MoE):
             router, experts = layer.mlp.gate, layer.mlp.experts

@@ -16,26 +16,36 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from core_model import rope
 from core_model.attention import MultiHeadLatentAttention
 from core_model.cache import LatentCache
 from core_model.decoder import DecoderLayer
+from core_model.embedding import Embedding
 from core_model.generation.compiled import CompiledLayers, CompiledLinear
 from core_model.generation.latent_kernels import latent_kernel
 from core_model.generation.merged import MergedAttention, Step
 from core_model.model import V3ForCausalLM
 from core_model.moe import MLP, MoE
-from core_model.moe.gate import Routing
-from core_model.mtp import MTPLayer
+from core_model.moe.experts import Experts
+from core_model.moe.gate import Gate, Routing
+from core_model.mtp import MTPLayer, SharedHead
 from core_model.norm import RMSNorm
-from core_model.precision import plain_weight
+from core_model.precision import Linear
+from core_model.replaced import is_own, why_not
 
 # Multiplications of an expert, over all tokens, up to which computing it for every token beats grouping the tokens.
 DENSE_WORK = 4_000_000
 # Numbers in the experts of a layer up to which reading them all costs nothing that matters.
 DENSE_WEIGHTS = 1_000_000
+
+
+# What is laid out: of other modules it would leave out what they do.
+OWN: tuple[type[nn.Module], ...] = (
+    *(nn.ModuleList, DecoderLayer, MTPLayer, SharedHead, MultiHeadLatentAttention, MLP, MoE),
+    *(Experts, Gate, Linear, RMSNorm, Embedding),
+)
 
 
 class DecodePath:
@@ -55,12 +65,15 @@ class DecodePath:
         """Take over the model's weights as they are now.
 
         Raises:
-            ValueError: a layer that is more than its weight, such as an adapter.
+            ValueError: a module that is not the model's own, such as an adapter: it would be left out.
         """
         backbone = self.model.model
+        for name, module in self.model.named_modules():
+            if module not in (self.model, backbone) and not any(is_own(module, kind) for kind in OWN):
+                raise ValueError(f"decoding lays out weights, and {name} {why_not(module)}")
         self._count = len(backbone.main_layers())
         self._layers = _laid_out(backbone.main_layers(), backbone.norm, self.dtype)
-        self._head = CompiledLinear.of(plain_weight(self.model, "lm_head"), self.dtype)
+        self._head = CompiledLinear.of(self.model.lm_head.weight, self.dtype)
         drafter = next(iter(backbone.mtp_layers()), None)
         self._drafter = None if drafter is None else _Drafter(drafter, self.dtype)
 
@@ -140,7 +153,7 @@ class _Drafter:
     """An MTP module, laid out."""
 
     def __init__(self, layer: MTPLayer, dtype: torch.dtype) -> None:
-        self._norms, self._joint = (layer.enorm, layer.hnorm), plain_weight(layer, "eh_proj").to(dtype)
+        self._norms, self._joint = (layer.enorm, layer.hnorm), layer.eh_proj.weight.to(dtype)
         self._layer = _laid_out([layer], layer.shared_head.norm, dtype)
 
     def forward(self, hidden_XD: Tensor, embedding_XD: Tensor, step: Step, index: int) -> Tensor:
@@ -192,8 +205,7 @@ class _Dense:
 
     @classmethod
     def of(cls, source: MLP, dtype: torch.dtype) -> _Dense:
-        gate, up, down = (plain_weight(source, name) for name in ("gate_proj", "up_proj", "down_proj"))
-        return cls(gate, up, down, dtype)
+        return cls(source.gate_proj.weight, source.up_proj.weight, source.down_proj.weight, dtype)
 
     def inner(self, x_XD: Tensor) -> Tensor:
         gate, up = F.linear(x_XD, self._gate_up).chunk(2, dim=-1)

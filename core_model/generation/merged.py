@@ -18,7 +18,6 @@ from core_model import rope
 from core_model.attention import MultiHeadLatentAttention
 from core_model.cache import LatentCache
 from core_model.norm import RMSNorm
-from core_model.precision import plain_weight
 
 # Merged up-projections may take as many times the multiplications of the two that they replace.
 MERGED_WORK = 2.0
@@ -70,19 +69,15 @@ class MergedAttention:
 
     @classmethod
     def of(cls, source: MultiHeadLatentAttention) -> MergedAttention:
-        """From the weights as they are now.
-
-        Raises:
-            ValueError: a projection that is more than its weight.
-        """
-        up_HXC = plain_weight(source, "kv_b_proj").float().view(source.heads, -1, source.latent)
+        """From the weights as they are now."""
+        up_HXC = source.kv_b_proj.weight.float().view(source.heads, -1, source.latent)
         up_k_HNC, up_v_HVC = up_HXC[:, : source.nope], up_HXC[:, source.nope :]
-        down = down_kv = plain_weight(source, "kv_a_proj_with_mqa").float()
+        down = down_kv = source.kv_a_proj_with_mqa.weight.float()
         if hasattr(source, "q_proj"):
-            query_norm, queries = None, plain_weight(source, "q_proj")
+            query_norm, queries = None, source.q_proj.weight
         else:
-            query_norm, queries = source.q_a_layernorm, plain_weight(source, "q_b_proj")
-            down = torch.cat((plain_weight(source, "q_a_proj").float(), down_kv))
+            query_norm, queries = source.q_a_layernorm, source.q_b_proj.weight
+            down = torch.cat((source.q_a_proj.weight.float(), down_kv))
         queries_HXQ = queries.float().view(source.heads, source.nope + source.rope, -1) * source.scale
         up_k = up_v = None
         if _worth_merging(queries_HXQ.shape[-1], source.nope, source.latent):
@@ -90,7 +85,7 @@ class MergedAttention:
             queries_HXQ = torch.cat((merged_HCQ, queries_HXQ[:, source.nope :]), dim=1)
         else:
             up_k = up_k_HNC.transpose(1, 2)
-        out = plain_weight(source, "o_proj").float()
+        out = source.o_proj.weight.float()
         out_DHV = out.unflatten(1, (source.heads, -1))
         if _worth_merging(out_DHV.shape[0], out_DHV.shape[2], source.latent):
             out = torch.einsum("dhv,hvc->dhc", out_DHV, up_v_HVC).flatten(1)

@@ -5,14 +5,29 @@ Shape suffixes: B rows, W vocabulary.
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from core_model.attention import ABSORBED_QUERIES
+
+
+def _integer(name: str, value: object) -> int:
+    """An int of any kind of integer; numpy's overflow where Python's do not."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ValueError(f"{name} is an integer, not {value!r}") from error
+
+
+def _tokens(name: str, values: Iterable[object]) -> tuple[int, ...]:
+    if not isinstance(values, Iterable):
+        raise ValueError(f"{name} holds tokens, not {values!r}")
+    return tuple(_integer(f"a token of {name}", value) for value in values)
 
 
 @dataclass(frozen=True)
@@ -43,7 +58,7 @@ class ThinkingBudget:
 
     def __post_init__(self) -> None:
         for name in ("closing", "extending"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, _tokens(name, getattr(self, name)))
         if self.start_id == self.end_id:
             raise ValueError("a thought's start_id and end_id are two tokens")
         if self.max_tokens is not None and (self.max_tokens < 0 or self.end_id not in self.closing):
@@ -101,12 +116,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "top_k", "n", "seed", "top_logprobs", "speculative"):
-            if not isinstance(value := getattr(self, name), Integral):
-                raise ValueError(f"{name} is an integer, not {value!r}")
-        if isinstance(self.stop, str):
-            raise ValueError(f"stop holds texts, and is none itself: ({self.stop!r},)")
-        for name in ("stop_ids", "stop"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, _integer(name, getattr(self, name)))
+        object.__setattr__(self, "stop_ids", _tokens("stop_ids", self.stop_ids))
+        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in (self.stop or ())):
+            raise ValueError(f"stop holds texts, and is none itself, not {self.stop!r}")
+        object.__setattr__(self, "stop", tuple(self.stop or ()))
         if self.max_new_tokens < 1 or self.n < 1:
             raise ValueError(f"max_new_tokens and n must be at least 1, not {self.max_new_tokens} and {self.n}")
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):

@@ -45,12 +45,8 @@ class Gate(KeepsFp32Buffers):
     how many, [2].
     """
 
-    fp32_buffers = ("e_score_correction_bias", "sequence_loss")
-    counters = ("tokens_per_expert", "sequence_loss", "left_out")
+    fp32_buffers = ("e_score_correction_bias",)
     e_score_correction_bias: Tensor
-    tokens_per_expert: Tensor
-    sequence_loss: Tensor
-    left_out: Tensor
 
     def __init__(self, config: V3Config) -> None:
         super().__init__()
@@ -61,9 +57,11 @@ class Gate(KeepsFp32Buffers):
         self.normalise, self.scaling = config.norm_topk_prob, config.routed_scaling_factor
         self.weight = nn.Parameter(torch.zeros(self.experts, config.hidden_size))
         self.register_buffer("e_score_correction_bias", torch.zeros(self.experts, dtype=torch.float32))
-        self.register_buffer("tokens_per_expert", torch.zeros(self.experts, dtype=torch.int64), persistent=False)
-        self.register_buffer("sequence_loss", torch.zeros(2, dtype=torch.float32), persistent=False)
-        self.register_buffer("left_out", torch.zeros(2, dtype=torch.int64), persistent=False)
+        # No buffers: DistributedDataParallel would overwrite what a process has counted by what the first one has, and
+        # `to_empty` would fill them with anything. They follow what is counted from device to device.
+        self.tokens_per_expert = torch.zeros(self.experts, dtype=torch.int64, device="cpu")
+        self.sequence_loss = torch.zeros(2, dtype=torch.float32, device="cpu")
+        self.left_out = torch.zeros(2, dtype=torch.int64, device="cpu")
 
     def select(self, scores_TE: Tensor) -> Tensor:
         """indices_TK by biased score, within the `topk_group` groups whose two best sum highest."""
@@ -102,17 +100,20 @@ class Gate(KeepsFp32Buffers):
         else:
             ones_TK = real_BT.flatten().long().unsqueeze(1).expand_as(routing.indices_TK)
         # Not bincount and no boolean index, which make a device wait for their size.
+        self.tokens_per_expert = self.tokens_per_expert.to(ones_TK.device)
         self.tokens_per_expert.scatter_add_(0, routing.indices_TK.flatten(), ones_TK.flatten())
         if routing.kept_TK is not None:
+            self.left_out = self.left_out.to(ones_TK.device)
             self.left_out += torch.stack((ones_TK.masked_fill(routing.kept_TK, 0).sum(), ones_TK.sum()))
 
     @torch.no_grad()
     def note_sequence_loss(self, mean: Tensor, sequences: int) -> None:
         """Add a micro-batch's balance loss, a mean over its sequences."""
+        self.sequence_loss = self.sequence_loss.to(mean.device)
         self.sequence_loss[0] += mean * sequences
         self.sequence_loss[1] += sequences
 
     def forget(self) -> None:
         """Start counting anew, once the routing bias has followed the load."""
-        for name in self.counters:
-            self._buffers[name].zero_()  # type: ignore[union-attr]
+        for counter in (self.tokens_per_expert, self.sequence_loss, self.left_out):
+            counter.zero_()

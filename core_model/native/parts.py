@@ -18,13 +18,12 @@ from core_model.native import training
 from core_model.native.training import LANES
 from core_model.norm import RMSNorm
 from core_model.precision import Linear
+from core_model.replaced import HOOKS, is_own
 
 if TYPE_CHECKING:
     from core_model.decoder import DecoderLayer
 
 Kind = TypeVar("Kind", bound=nn.Module)
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class LayerWeights(NamedTuple):
@@ -127,10 +126,7 @@ def _found(layer: DecoderLayer) -> Parts:
 
 def _part(of: nn.Module, name: str, kind: type[Kind]) -> Kind:
     module = of._modules.get(name)
-    if type(module) is not kind:
-        raise _Other
-    own = vars(module)
-    if "forward" in own or own[HOOKS[0]] or own[HOOKS[1]] or own[HOOKS[2]] or own[HOOKS[3]]:
+    if not is_own(module, kind):
         raise _Other
     return cast(Kind, module)
 

@@ -4,7 +4,7 @@ from core_model.precision.autocast import autocast_dtype, autocast_to
 from core_model.precision.fastest import fastest_dtype
 from core_model.precision.fp8 import dequantize, quantize_activation, quantize_weight
 from core_model.precision.kept import KeepsFp32Buffers
-from core_model.precision.linear import Linear, is_plain, plain_weight
+from core_model.precision.linear import Linear, plain_weight
 
 __all__ = [
     "KeepsFp32Buffers",
@@ -13,7 +13,6 @@ __all__ = [
     "autocast_to",
     "dequantize",
     "fastest_dtype",
-    "is_plain",
     "plain_weight",
     "quantize_activation",
     "quantize_weight",

@@ -11,6 +11,8 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core_model.replaced import is_own, why_not
+
 
 class Linear(nn.Linear):
     """y = x W^T, no bias, computed in x's dtype whatever the dtype of the weight."""
@@ -22,19 +24,13 @@ class Linear(nn.Linear):
         return F.linear(x, self.weight.to(x.dtype))
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether the layer's output is x W^T of its weight: not an adapter's, and nobody has given it a forward."""
-    return isinstance(layer, Linear) and type(layer).forward is Linear.forward and "forward" not in vars(layer)
-
-
 def plain_weight(of: nn.Module, name: str) -> Tensor:
     """The weight [out, in] of `of`'s layer `name`, for a product that is not made by calling the layer.
 
     Raises:
         ValueError: the layer does something else than multiply by it.
     """
-    layer = cast(nn.Module, getattr(of, name))
-    if not is_plain(layer):
-        found = f"{type(of).__name__}.{name} is a {type(layer).__name__}"
-        raise ValueError(f"{found}, whose weight alone does not say what it does: merge adapters into a Linear first")
-    return cast(Tensor, layer.weight)
+    layer = cast(Linear, getattr(of, name))
+    if not is_own(layer, Linear):
+        raise ValueError(f"{type(of).__name__}.{name} {why_not(layer)}")
+    return layer.weight

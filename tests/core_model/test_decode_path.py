@@ -87,16 +87,19 @@ def test_states_routing_and_drafts_are_those_of_a_plain_forward(changes, way, le
 def test_small_experts_are_computed_for_all_and_large_ones_are_not(monkeypatch):
     monkeypatch.setattr(native, "library", lambda name: None)
     model = random_model(tiny_config())
-    called = []
-    for layer in model.model.layers[1:]:
-        layer.mlp.experts.register_forward_hook(lambda *_: called.append(1))
     tokens, lengths = random_tokens(4, 8), [3, 4, 5, 6]
     for work, expected in ((decode.DENSE_WORK, 0), (0, 2)):
         monkeypatch.setattr(decode, "DENSE_WORK", work)
         cache, path = read(model, tokens, lengths), DecodePath(model, torch.float32)
-        called.clear()
+        called: list[int] = []
+        hooks = [
+            layer.mlp.experts.register_forward_hook(lambda *_, called=called: called.append(1))
+            for layer in model.model.layers[1:]
+        ]
         path.forward(rows_of(tokens, lengths, 1), torch.tensor(lengths)[:, None], cache)
         assert len(called) == expected
+        for hook in hooks:
+            hook.remove()
 
 
 @pytest.mark.parametrize("update", ["optimiser", "load", "assignment", "bias"])

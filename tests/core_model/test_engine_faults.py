@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -153,7 +155,10 @@ def test_experts_of_a_model_without_any_are_refused():
     [
         ({"max_new_tokens": 2.5}, "max_new_tokens is an integer, not 2.5"),
         ({"max_new_tokens": 2, "n": "1"}, "n is an integer, not '1'"),
+        ({"max_new_tokens": 2, "stop_ids": "12"}, "a token of stop_ids is an integer, not '1'"),
+        ({"max_new_tokens": 2, "stop_ids": 5}, "stop_ids holds tokens, not 5"),
         ({"max_new_tokens": 2, "stop": "ab"}, "stop holds texts, and is none itself"),
+        ({"max_new_tokens": 2, "stop": (3,)}, "stop holds texts, and is none itself"),
         ({"max_new_tokens": 2, "stop": ("a", "")}, "an empty text cannot end a sample"),
     ],
 )
@@ -166,8 +171,19 @@ def test_lists_are_as_good_as_tuples(model):
     budget = ThinkingBudget(3, 2, closing=[4, 3], extending=[5])
     listed = SamplingParams(np.int64(6), stop_ids=[2, 7], stop=[], thinking=budget)
     assert listed == SamplingParams(6, stop_ids=(2, 7), thinking=ThinkingBudget(3, 2, (4, 3), extending=(5,)))
-    assert hash(listed)
+    assert hash(listed) and json.dumps(asdict(listed))
     assert len(Engine(model).generate([[1, 2], [3]], listed)) == 2
+
+
+def test_a_seed_of_numpys_is_a_seed(model):
+    prompts, params = [[1, 2], [3]], SamplingParams(6, seed=5)
+    numpys = SamplingParams(6, seed=np.int64(5))
+    assert tokens_of(Engine(model), prompts, numpys) == tokens_of(Engine(model), prompts, params)
+
+
+def test_a_budget_of_halves_of_tokens_is_refused():
+    with pytest.raises(ValueError, match=r"a token of closing is an integer, not 4\.5"):
+        ThinkingBudget(3, 2, closing=(3, 4.5))
 
 
 def test_scores_do_not_depend_on_how_many_logits_exist_at_once(model, monkeypatch):

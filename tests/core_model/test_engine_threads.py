@@ -73,10 +73,10 @@ def test_threads_may_generate_at_once_and_the_model_is_as_before(model):
     model.train()
     model.compute_dtype = torch.bfloat16
     modes = set()
+    engine = Engine(model, dtype=torch.float32)
     hook = model.model.layers[0].register_forward_hook(
         lambda layer, inputs, output: modes.add((layer.training, inputs[0].dtype))
     )
-    engine = Engine(model, dtype=torch.float32)
     prompts = drawn_prompts(4, seed=16)
     threads = [
         threading.Thread(target=lambda prompt=prompt: [engine.generate([prompt], SamplingParams(5)) for _ in range(8)])

@@ -15,7 +15,9 @@ from torch.distributed.fsdp import fully_shard
 from transformers import DynamicCache, StaticCache
 
 from core_model import V3ForCausalLM
+from core_model.cache import LatentCache
 from core_model.checkpoint import load_weights
+from core_model.embedding import Embedding
 from core_model.generation import Engine, SamplingParams
 from core_model.loss import IGNORE
 from core_model.model import V3Model
@@ -90,10 +92,10 @@ def test_decoding_goes_by_way_of_an_adapter_on_the_up_projection():
         for part in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
     ]
     + [f"model.layers.0.mlp.{part}" for part in ("gate_proj", "up_proj", "down_proj")]
-    + ["model.layers.2.mlp.shared_experts.up_proj", "model.layers.3.eh_proj", "lm_head"],
+    + ["model.layers.2.mlp.shared_experts.up_proj", "model.layers.3.eh_proj", "lm_head", "model.embed_tokens"],
 )
 def test_the_engine_refuses_an_adapter_that_it_would_leave_out(name):
-    with pytest.raises(ValueError, match=rf"{name.rpartition('.')[2]} is a Adapter, whose weight alone"):
+    with pytest.raises(ValueError, match=rf"{name} is a Adapter that does more than its weight says"):
         Engine(adapted(name))
 
 
@@ -103,16 +105,57 @@ def test_losses_refuse_an_adapter_on_the_head():
         model(tokens, labels=tokens)
 
 
-def test_a_layer_that_was_given_a_forward_counts_as_replaced():
-    model = random_model(tiny_config())
-    model.lm_head.forward = lambda x: x @ model.lm_head.weight.T * 2
-    with pytest.raises(ValueError, match="lm_head is a Linear, whose weight alone"):
+class Doubled(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+CHANGES = {
+    "a forward": lambda layer: setattr(layer, "forward", lambda x: x @ layer.weight.T * 2),
+    "a hook": lambda layer: layer.register_forward_hook(lambda module, args, out: out * 2),
+    "a hook before": lambda layer: layer.register_forward_pre_hook(lambda module, args: (args[0] * 2,)),
+    "a class": lambda layer: setattr(layer, "__class__", Doubled),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_layer_that_does_more_than_its_class_counts_as_replaced(change):
+    model, tokens = random_model(tiny_config()), random_tokens(2, 14)
+    CHANGES[change](model.model.layers[1].self_attn.kv_b_proj)
+    torch.testing.assert_close(logits_over(model, tokens, 5, DynamicCache(config=model.config)), model(tokens).logits)
+    with pytest.raises(ValueError, match=r"kv_b_proj is a .* that does more than its weight says"):
         Engine(model)
+    CHANGES[change](model.lm_head)
+    with pytest.raises(ValueError, match=r"lm_head is a .* that does more than its weight says"):
+        model(tokens, labels=tokens)
+
+
+@pytest.mark.parametrize("name", ["self_attn", "mlp.experts", "mlp.gate", "input_layernorm"])
+def test_the_engine_refuses_other_parts_that_it_would_leave_out(name):
+    model = random_model(tiny_config())
+    part = model.model.layers[1].get_submodule(name)
+    part.forward = part.forward
+    with pytest.raises(ValueError, match=rf"model\.layers\.1\.{name} is a .* that does more"):
+        Engine(model)
+
+
+@pytest.mark.parametrize("first", [2, 6])
+def test_generate_goes_by_way_of_adapters(first):
+    model = adapted("model.layers.1.self_attn.kv_b_proj")
+    tokens, settings = random_tokens(2, first), {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    plain = tokens
+    for _ in range(6):
+        plain = torch.cat((plain, model(plain).logits[:, -1].argmax(-1, keepdim=True)), dim=1)
+    for cache in ("dynamic", "static"):
+        found = model.generate(tokens, attention_mask=torch.ones_like(tokens), cache_implementation=cache, **settings)
+        assert torch.equal(found, plain)
 
 
 @pytest.mark.parametrize("part", ["q_b_proj", "kv_b_proj", "o_proj"])
 def test_dropout_in_an_adapter_is_the_same_when_it_runs_again(part):
     model, tokens = adapted(f"model.layers.1.self_attn.{part}", dropout=0.3).train(), random_tokens(3, 11)
+    model.model.layers[2].self_attn.q_b_proj = Adapter(model.model.layers[2].self_attn.q_b_proj, 0.3)
     found = {}
     for policy in ("none", "v3", "layer"):
         model.recompute = policy
@@ -130,13 +173,30 @@ def test_dropout_in_an_adapter_is_the_same_when_it_runs_again(part):
 def test_packed_rows_over_a_cache_are_refused_and_padding_is_not():
     model, tokens = random_model(tiny_config()), random_tokens(2, 8)
     packed = torch.arange(4).repeat(2)[None]
-    with pytest.raises(ValueError, match="positions restart inside a row"):
-        model(tokens, position_ids=packed, use_cache=True)
+    apart = torch.tensor([[1, 1, 1, 0, 1, 1, 1, 1]]).expand(2, -1)  # padding between two documents
+    later = {"past_key_values": DynamicCache(config=model.config), "use_cache": True}
+    model(tokens[:, :4], **later)
+    for first, last, keys in (
+        (0, 8, {"position_ids": packed, "use_cache": True}),
+        (0, 8, {"position_ids": packed, "use_cache": True, "attention_mask": apart}),
+        (4, 8, {"position_ids": packed[:, :4], **later}),
+        (4, 5, {"position_ids": packed[:, :1], **later}),
+    ):
+        with pytest.raises(ValueError, match="positions restart behind a document"):
+            model(tokens[:, first:last], **keys)
     mask = torch.ones_like(tokens)
     mask[:, :3] = 0
     padded = (mask.cumsum(1) - 1).clamp_min(0)
     found = model(tokens, attention_mask=mask, position_ids=padded, use_cache=True).logits[:, 3:]
     torch.testing.assert_close(found, model(tokens[:, 3:]).logits)
+
+
+def test_a_mask_beside_a_latent_cache_is_refused():
+    model, tokens = random_model(tiny_config()), random_tokens(2, 8)
+    cache, positions = LatentCache(model.config, 2, 8, torch.float32), torch.arange(8).expand(2, -1)
+    cache.begin(0, positions)
+    with pytest.raises(ValueError, match="takes no attention_mask"):
+        model(tokens, attention_mask=torch.ones_like(tokens), position_ids=positions, past_key_values=cache)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +211,10 @@ def test_packed_rows_over_a_cache_are_refused_and_padding_is_not():
     ],
 )
 def test_what_the_model_does_not_take_is_said(keys, message):
-    with pytest.raises(ValueError, match=message):
-        random_model(tiny_config())(random_tokens(2, 8), **keys)
+    model = random_model(tiny_config())
+    for called in (model, model.model):
+        with pytest.raises(ValueError, match=message):
+            called(random_tokens(2, 8), **keys)
 
 
 def test_a_model_from_the_meta_device_is_whole_after_initialisation():
@@ -196,10 +258,8 @@ def test_the_backbone_is_loaded_with_its_experts_and_not_saved_alone(tmp_path):
 def test_resized_embeddings_follow_the_compute_dtype():
     model = random_model(tiny_config())
     model.resize_token_embeddings(64)
-    assert type(model.lm_head) is Linear and model.lm_head.weight.shape == model.model.embed_tokens.weight.shape == (
-        64,
-        32,
-    )
+    assert type(model.lm_head) is Linear and type(model.model.embed_tokens) is Embedding
+    assert model.lm_head.weight.shape == model.model.embed_tokens.weight.shape == (64, 32)
     model.compute_dtype = torch.bfloat16
     tokens = random_tokens(2, 9, vocabulary=64)
     assert model(tokens).logits.shape == (2, 9, 64) and model(tokens, labels=tokens).loss.isfinite()
@@ -251,6 +311,7 @@ def test_layers_sharded_one_by_one_train_with_mtp(one_process):
     for layer in model.model.layers:
         fully_shard(layer)
     fully_shard(model)
+    assert model.initialize(0.15, seed=1) and plain.initialize(0.15, seed=1)  # whole matrices, whatever the shard
     for one in (plain, model):
         one(tokens, labels=tokens).loss.backward()
     for (name, a), b in zip(model.named_parameters(), plain.parameters(), strict=True):
@@ -266,15 +327,30 @@ def test_processes_move_their_biases_by_the_load_of_all_of_them(tmp_path):
         subprocess.Popen([*command, str(rank)], cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
         for rank in range(RANKS)
     ]
-    biases = [rank.communicate(timeout=120)[0].splitlines()[-1] for rank in ranks]
+    try:
+        biases = [rank.communicate(timeout=120)[0].splitlines()[-1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     assert all(rank.returncode == 0 for rank in ranks) and biases[0] == biases[1]
     # One process with the tokens of both.
     assert biases[0] == str(trained_biases(random_model(tiny_config()), list(range(2 * RANKS))))
 
 
+class Wrapped(nn.Module):
+    """The model inside another module, as adapters and value heads are added."""
+
+    def __init__(self, model: V3ForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: object, **keys: object) -> object:
+        return self.model(*args, **keys)
+
+
 def trained_biases(wrapped: nn.Module, seeds: list[int]) -> list[float]:
     """The first router's biases after a step over some micro-batches."""
-    model = wrapped.module if hasattr(wrapped, "module") else wrapped
+    model = next(module for module in wrapped.modules() if isinstance(module, V3ForCausalLM))
     wrapped.train()
     for seed in seeds:
         tokens = random_tokens(2, 24, seed=seed)
@@ -287,8 +363,9 @@ def main(store: str, rank: int) -> None:
     """One process: its own micro-batches through DistributedDataParallel."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, RANKS), rank=rank, world_size=RANKS)
-    model = nn.parallel.DistributedDataParallel(random_model(tiny_config()), find_unused_parameters=True)
+    model = nn.parallel.DistributedDataParallel(Wrapped(random_model(tiny_config())), find_unused_parameters=True)
     print(trained_biases(model, [rank, RANKS + rank]))
+    dist.barrier()
     dist.destroy_process_group()
 
 

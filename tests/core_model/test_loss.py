@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from core_model import loss as loss_module
 from core_model.loss import IGNORE, cross_entropy_sum, token_losses
+from core_model.native import training
 
 
 def case(tokens: int, dim: int = 6, vocabulary: int = 11, seed: int = 0, ignored: float = 0.3):
@@ -87,6 +88,14 @@ def test_states_and_head_are_weighed_alike_in_bf16(scale):
     (scaled,) = torch.autograd.grad(cross_entropy_sum(hidden, head, labels) * scale, hidden)
     factor = (scaled.float() * whole.float()).sum() / whole.float().square().sum()
     assert float(factor) / scale == pytest.approx(1, abs=1e-4)
+
+
+def test_a_loss_that_is_compiled_is_the_compilers(monkeypatch):
+    hidden, head = torch.randn(8, 32), torch.randn(48, 32)
+    if not training.serves_loss(hidden, head):
+        pytest.skip("no compiled loss on this machine")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not training.serves_loss(hidden, head)
 
 
 def test_evaluation_works_out_no_gradient(monkeypatch):

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from core_model import mtp
 from core_model.checkpoint import load_weights, save_folder
 from core_model.documents import document_ids
 from core_model.loss import IGNORE
 from core_model.model import V3ForCausalLM
 from core_model.moe.balance import RouterStatistics, router_statistics, update_routing_bias
-from core_model.mtp import targets
 from core_model.native import training
 
 OPTIMIZER = "optimizer.pt"
@@ -35,7 +35,7 @@ class MicroBatch:
     def targets(self) -> int:
         """Tokens the main head predicts: the first of a document is none."""
         documents = document_ids(self.position_ids, None, (self.labels.shape[0], self.labels.shape[1]))
-        return int((targets(self.labels, 0, documents, IGNORE) != IGNORE).sum())
+        return int((mtp.targets(self.labels, 0, documents, IGNORE) != IGNORE).sum())
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class TorchEngine:
             assert out.loss is not None and out.lm_loss is not None
             (out.loss * share).backward()
             none = torch.zeros_like(out.lm_loss)
-            mtp = torch.stack(out.mtp_losses).mean() if out.mtp_losses else none
+            mtp_loss = torch.stack(out.mtp_losses).mean() if out.mtp_losses else none
             balance = none if out.balance_loss is None else out.balance_loss
-            sums += share * torch.stack((out.loss.detach(), out.lm_loss, mtp, balance))
+            sums += share * torch.stack((out.loss.detach(), out.lm_loss, mtp_loss, balance))
         return StepLosses(*sums.tolist())
 
     def grad_norm(self) -> Tensor:

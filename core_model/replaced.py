@@ -1,0 +1,23 @@
+"""Whether a module is the model's own: what works with its weights, and never calls it, stands in for nothing else."""
+
+from __future__ import annotations
+
+from torch import nn
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_own(module: object, kind: type[nn.Module]) -> bool:
+    """Whether a module is of exactly this class, nobody has given it a `forward`, and no hook watches it."""
+    if type(module) is not kind:
+        return False
+    own = vars(module)  # its attributes cost several times as much
+    return not ("forward" in own or own[HOOKS[0]] or own[HOOKS[1]] or own[HOOKS[2]] or own[HOOKS[3]])
+
+
+def why_not(module: nn.Module) -> str:
+    """The end of a message about a module that is not the model's own."""
+    return (
+        f"is a {type(module).__name__} that does more than its weight says (an adapter, a hook, a forward of its own): "
+        "merge adapters, take hooks off"
+    )
