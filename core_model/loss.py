@@ -32,6 +32,12 @@ def loss_and_dlogits(logits_NW: Tensor, label_N1: Tensor, dtype: torch.dtype) ->
     return -picked_N1.sum(), dlogits.scatter_(1, label_N1, picked_N1.expm1().to(dtype))
 
 
+@fused
+def scaled(x_ND: Tensor, scale: Tensor) -> Tensor:
+    """In fp32: rounded to bf16, a scale of 1/3 would weigh the states by 1.002, and the head by 1."""
+    return x_ND.float().mul(scale).to(x_ND.dtype)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Loss and gradients of a chunk in one pass, while its logits exist."""
 
@@ -71,8 +77,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         dhidden, dweight = ctx.saved_tensors
         (scale,) = grads
         return (
-            # In fp32: rounded to bf16, a scale of 1/3 would weigh the states by 1.002 and the head by 1.
-            None if dhidden is None else dhidden.float().mul(scale).to(dhidden.dtype),
+            None if dhidden is None else scaled(dhidden, scale),
             None if dweight is None else (dweight * scale).to(ctx.weight_dtype),
             None,
             None,
