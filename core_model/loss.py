@@ -5,15 +5,18 @@ Shape suffixes: N tokens, D model, W vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from core_model.autograd import differentiable_once
 from core_model.fused import compiles_on, fused
 from core_model.native import training
+from core_model.precision import Linear
+from core_model.replaced import is_own
 
 IGNORE = -100
 CHUNK = 1024  # tokens whose logits exist at once
@@ -100,6 +103,22 @@ def cross_entropy_sum(hidden: Tensor, weight_WD: Tensor, labels: Tensor, chunk: 
     if len(kept) < len(labels_N):
         hidden_ND, labels_N = hidden_ND.index_select(0, kept), labels_N.index_select(0, kept)
     return _ChunkedCrossEntropy.apply(hidden_ND, weight_WD, labels_N, chunk or chunk_on(hidden.device, len(weight_WD)))
+
+
+def head_cross_entropy_sum(head: nn.Module, hidden: Tensor, labels: Tensor) -> Tensor:
+    """`cross_entropy_sum` of a head: by its weight, or by calling it where it does more than that weight says."""
+    if is_own(head, Linear):
+        return cross_entropy_sum(hidden, cast(Tensor, head.weight), labels)
+
+    def chunk_loss(hidden_ND: Tensor, labels_N: Tensor) -> Tensor:
+        return F.cross_entropy(head(hidden_ND).float(), labels_N, reduction="sum")
+
+    hidden_ND, labels_N = hidden.flatten(0, -2), labels.flatten()
+    kept = (labels_N != IGNORE).nonzero().squeeze(1)
+    total = hidden_ND.sum(dtype=torch.float32) * 0  # of no tokens too a loss that has gradients
+    for chunk in kept.split(CHUNK):
+        total = total + checkpoint(chunk_loss, hidden_ND[chunk], labels_N[chunk], use_reentrant=False)
+    return total
 
 
 def chunk_on(device: torch.device, vocabulary: int) -> int:

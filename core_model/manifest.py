@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from core_model.errors import InputError
@@ -41,16 +42,20 @@ def write_text(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def write_manifest(folder: Path, known: dict[str, str] | None = None) -> None:
+def write_manifest(folder: Path, known: dict[str, str] | None = None, only: Collection[str] | None = None) -> None:
     """Describe every file below `folder`, all of it durable when this returns.
 
-    `known` holds sha256 by relative name, of files that were hashed before.
+    Args:
+        known: sha256 by relative name, of files that were hashed before.
+        only: the names of the files that are described; None for all.
     """
     files = {}
     for path in sorted(folder.rglob("*")):
         sync(path)
         if path.is_file() and path != folder / MANIFEST:
             name = path.relative_to(folder).as_posix()
+            if only is not None and name not in only:
+                continue
             sha256 = (known or {}).get(name) or sha256_file(path)
             files[name] = {"size": path.stat().st_size, "sha256": sha256}
     write_text(folder / MANIFEST, json.dumps({"files": files}, indent=2, ensure_ascii=False) + "\n")

@@ -24,7 +24,7 @@ from core_model.config import V3Config
 from core_model.decoder import DecoderLayer
 from core_model.documents import find_documents
 from core_model.embedding import Embedding
-from core_model.loss import IGNORE, cross_entropy_sum
+from core_model.loss import IGNORE, head_cross_entropy_sum
 from core_model.moe import MoE
 from core_model.moe.balance import sequence_balance_loss
 from core_model.moe.cap import RankCap
@@ -32,7 +32,7 @@ from core_model.moe.experts import Experts
 from core_model.moe.gate import Gate, Routing
 from core_model.mtp import MTPLayer, shift_left, targets
 from core_model.norm import RMSNorm
-from core_model.precision import KeepsFp32Buffers, Linear, plain_weight
+from core_model.precision import KeepsFp32Buffers, Linear
 from core_model.recompute import Recompute, run
 from core_model.visibility import refuse_other_shapes, refuse_packed, visible_in_cache
 
@@ -102,6 +102,12 @@ class V3PreTrainedModel(PreTrainedModel):
             if isinstance(module, V3Model):
                 module.recompute = "layer" if enable else "none"
 
+    def enable_input_require_grads(self) -> None:
+        """transformers' hook on the embedding, which a frozen one needs for the sake of reentrant checkpoints alone.
+
+        Ours are not reentrant: nothing is to be done, and a hook would stay there for good.
+        """
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """V3's own initialisation, from torch's generator; recipes call `initialize` with theirs."""
@@ -141,7 +147,7 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
         return self.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        if type(value) is nn.Embedding:  # transformers puts torch's own in (`resize_token_embeddings`)
+        if type(value) is nn.Embedding and value.max_norm is None:  # `resize_token_embeddings` makes torch's own
             value.__class__ = Embedding
         self.embed_tokens = cast(Embedding, value)
 
@@ -345,14 +351,15 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
             elif isinstance(module, Gate):
                 module.e_score_correction_bias.zero_()
         for parameter in self.parameters():
-            if parameter.dim() > 1:
+            if parameter.dim() > 1 and not parameter.is_meta:
                 # Drawn whole and on the CPU, so that a seed means the same weights on every device and in every shard.
                 drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
                 drawn.normal_(0.0, std, generator=generator)
                 if (mesh := getattr(parameter, "device_mesh", None)) is not None:
                     from torch.distributed.tensor import distribute_tensor  # not in every build of torch
 
-                    drawn = distribute_tensor(drawn, mesh, parameter.placements)  # type: ignore[attr-defined]
+                    placements = parameter.placements  # type: ignore[attr-defined]
+                    drawn = distribute_tensor(drawn, mesh, placements, src_data_rank=None)  # every process has drawn it
                 parameter.copy_(drawn)
         return self
 
@@ -374,22 +381,20 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
             labels: [B, T], the token at each position or IGNORE (not shifted).
             normaliser: what sums are divided by; default the number of targets of the main head. Every depth is
                 divided by the same number (Eq. 24 divides by T at all depths).
-
-        Raises:
-            ValueError: the head is more than its weight (an adapter), from which losses are made in chunks.
         """
-        weight, context = plain_weight(self, "lm_head"), cast(AttentionContext, backbone.context)
+        context = cast(AttentionContext, backbone.context)
         documents = None if context.documents is None else context.documents.id_BT
         main_targets = targets(labels, 0, documents, IGNORE)
         if normaliser is None:
             normaliser = (main_targets != IGNORE).sum().clamp_min(1)
-        lm_loss = cross_entropy_sum(cast(Tensor, backbone.last_hidden_state), weight, main_targets) / normaliser
+        hidden = cast(Tensor, backbone.last_hidden_state)
+        lm_loss = head_cross_entropy_sum(self.lm_head, hidden, main_targets) / normaliser
         routings = list(backbone.routings or [])
         loss, mtp_losses = lm_loss, []
         if self.loss_weights.mtp:
             for depth, (hidden, routing) in enumerate(self.mtp_states(input_ids, backbone), 1):
                 depth_targets = targets(labels, depth, documents, IGNORE)
-                mtp_losses.append(cross_entropy_sum(hidden, weight, depth_targets) / normaliser)
+                mtp_losses.append(head_cross_entropy_sum(self.lm_head, hidden, depth_targets) / normaliser)
                 if routing is not None:
                     routings.append(routing)
             if mtp_losses:
@@ -428,7 +433,7 @@ class V3ForCausalLM(V3PreTrainedModel, GenerationMixin):
         """Losses when `labels` are given (no logits are made then), else logits fp32 [B, T or logits_to_keep, W].
 
         Raises:
-            ValueError: as `V3Model.forward` and `losses`.
+            ValueError: as `V3Model.forward`.
         """
         use_cache = use_cache and labels is None  # a cache would bypass the isolation of packed documents
         backbone = self.model(

@@ -15,9 +15,18 @@ def is_own(module: object, kind: type[nn.Module]) -> bool:
     return not ("forward" in own or own[HOOKS[0]] or own[HOOKS[1]] or own[HOOKS[2]] or own[HOOKS[3]])
 
 
+def runs_as_own(module: object, kind: type[nn.Module]) -> bool:
+    """`is_own`, but for hooks of the backward."""
+    if type(module) is not kind:
+        return False
+    own = vars(module)
+    return not ("forward" in own or own[HOOKS[0]] or own[HOOKS[1]])
+
+
 def why_not(module: nn.Module) -> str:
     """The end of a message about a module that is not the model's own."""
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
     return (
-        f"is a {type(module).__name__} that does more than its weight says (an adapter, a hook, a forward of its own): "
-        "merge adapters, take hooks off"
+        f"is a {kind} that does more than its weight says (an adapter, a hook, a forward of its own): merge adapters, "
+        "take hooks off"
     )

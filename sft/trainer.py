@@ -18,10 +18,9 @@ from trl import SFTTrainer
 
 from core_model import V3ForCausalLM
 from core_model.attention import AttentionContext
-from core_model.loss import cross_entropy_sum
+from core_model.loss import head_cross_entropy_sum
 from core_model.moe.balance import router_statistics, update_routing_bias
 from core_model.mtp import targets
-from core_model.precision import plain_weight
 from recipes.progress import Bar, progress_bar
 from recipes.run import Run
 from sft.checkpointing import RunCheckpoints
@@ -149,7 +148,7 @@ class V3SFTTrainer(RunCheckpoints, SFTTrainer):
             context = cast(AttentionContext, backbone.context)
             documents = None if context.documents is None else context.documents.id_BT
             next_tokens = targets(labels, 0, documents, IGNORE)
-            total += float(cross_entropy_sum(backbone.last_hidden_state, plain_weight(self.v3, "lm_head"), next_tokens))
+            total += float(head_cross_entropy_sum(self.v3.lm_head, backbone.last_hidden_state, next_tokens))
             count += int((next_tokens != IGNORE).sum())
         metrics = {VALIDATION_LOSS: total / max(count, 1)}
         self.run.log(self.state.global_step, metrics)

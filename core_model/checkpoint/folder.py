@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from core_model.checkpoint.config_file import read_config, write_config
+from core_model.checkpoint.config_file import CONFIG, read_config, write_config
+from core_model.checkpoint.convert import COMPANIONS
 from core_model.checkpoint.names import mtp_copies, on_disk, shapes_on_disk
 from core_model.checkpoint.storage import Declared, Storage
 from core_model.checkpoint.tensor_file import TensorWriter
@@ -28,7 +29,8 @@ def save_folder(
 ) -> None:
     """Write config.json, model.safetensors and the manifest (last) into `folder`, over another model if need be.
 
-    Killed between its last steps it leaves a folder that is refused; before, the one that was there.
+    What fails leaves the model that was there; killed between its last steps, a folder that is refused. For a while the
+    disk holds both. The manifest covers the model and its tokenizer, and no other program's files.
 
     Args:
         state_dict: taken instead of the model's own (trainers gather it). An empty one writes nothing: transformers'
@@ -37,13 +39,16 @@ def save_folder(
             training continues bit-exactly.
 
     Raises:
-        ValueError: `state_dict` is not that of the model, inf or NaN where FP8 is asked for, or no such `dtype`.
+        ValueError: `state_dict` is not that of the model, weights are sharded, inf or NaN where FP8 is asked for, or no such `dtype`.
     """
     storage = Storage(dtype or model.dtype)
     if state_dict is not None and not state_dict:
         log.warning("%s: nothing is saved of an empty state_dict", folder)
         return
-    tensors = dict(on_disk((model.state_dict() if state_dict is None else state_dict).items()))
+    state = model.state_dict() if state_dict is None else state_dict
+    if sharded := [name for name, tensor in state.items() if hasattr(tensor, "device_mesh")]:
+        raise ValueError(f"{sharded[0]} is sharded: gather the weights, and pass them as state_dict")
+    tensors = dict(on_disk(state.items()))
     _refuse_other_tensors(tensors, model.config)
     tensors |= {copy: tensors[original] for copy, original in mtp_copies(model.config).items()}
     declared: dict[str, Declared] = {}
@@ -57,12 +62,26 @@ def save_folder(
                 for part, stored in storage.encode(name, tensor.detach()).items():
                     writer.write(part, stored)
         sync(partial)
-        remove_shards(folder)
-        partial.replace(folder / WEIGHTS)
+        _replace_weights(partial, folder)
     finally:
         partial.unlink(missing_ok=True)
+    remove_shards(folder)
     write_config(model.config, storage, folder)
-    write_manifest(folder)
+    write_manifest(folder, only={CONFIG, WEIGHTS, *COMPANIONS})
+
+
+def _replace_weights(partial: Path, folder: Path) -> None:
+    """Give new weights their name, the configuration of the old ones out of the way: it would describe these."""
+    config, aside = folder / CONFIG, folder / f"{CONFIG}.old"
+    if config.is_file():
+        config.replace(aside)
+    try:
+        partial.replace(folder / WEIGHTS)
+    except BaseException:
+        if aside.is_file():
+            aside.replace(config)
+        raise
+    aside.unlink(missing_ok=True)
 
 
 def _refuse_other_tensors(tensors: dict[str, Tensor], config: V3Config) -> None:

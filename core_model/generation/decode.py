@@ -26,14 +26,14 @@ from core_model.embedding import Embedding
 from core_model.generation.compiled import CompiledLayers, CompiledLinear
 from core_model.generation.latent_kernels import latent_kernel
 from core_model.generation.merged import MergedAttention, Step
-from core_model.model import V3ForCausalLM
+from core_model.model import V3ForCausalLM, V3Model
 from core_model.moe import MLP, MoE
 from core_model.moe.experts import Experts
 from core_model.moe.gate import Gate, Routing
 from core_model.mtp import MTPLayer, SharedHead
 from core_model.norm import RMSNorm
 from core_model.precision import Linear
-from core_model.replaced import is_own, why_not
+from core_model.replaced import runs_as_own, why_not
 
 # Multiplications of an expert, over all tokens, up to which computing it for every token beats grouping the tokens.
 DENSE_WORK = 4_000_000
@@ -46,6 +46,21 @@ OWN: tuple[type[nn.Module], ...] = (
     *(nn.ModuleList, DecoderLayer, MTPLayer, SharedHead, MultiHeadLatentAttention, MLP, MoE),
     *(Experts, Gate, Linear, RMSNorm, Embedding),
 )
+
+
+def refuse_replaced(model: V3ForCausalLM) -> None:
+    """Whether decoding, which works with weights, leaves out something that the model's forward does.
+
+    Hooks of the whole model are left out: they see nothing of how it decodes anyway.
+
+    Raises:
+        ValueError: a module that is not the model's own, such as an adapter.
+    """
+    others = {model: "forward" in vars(model) or type(model).forward is not V3ForCausalLM.forward}
+    others[model.model] = not runs_as_own(model.model, V3Model)
+    for name, module in model.named_modules():
+        if others[module] if module in others else not any(runs_as_own(module, kind) for kind in OWN):
+            raise ValueError(f"decoding lays out weights, and {name or 'the model'} {why_not(module)}")
 
 
 class DecodePath:
@@ -67,10 +82,8 @@ class DecodePath:
         Raises:
             ValueError: a module that is not the model's own, such as an adapter: it would be left out.
         """
+        refuse_replaced(self.model)
         backbone = self.model.model
-        for name, module in self.model.named_modules():
-            if module not in (self.model, backbone) and not any(is_own(module, kind) for kind in OWN):
-                raise ValueError(f"decoding lays out weights, and {name} {why_not(module)}")
         self._count = len(backbone.main_layers())
         self._layers = _laid_out(backbone.main_layers(), backbone.norm, self.dtype)
         self._head = CompiledLinear.of(self.model.lm_head.weight, self.dtype)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from core_model.generation.batch import PREFILL_TOKENS, Batch
+from core_model.generation.decode import refuse_replaced
 from core_model.generation.generator import check_lengths, check_prompt, check_tokens, checked_settings
 from core_model.generation.request import Completion, Listener, Request, Scores
 from core_model.generation.sampling import SamplingParams, token_scores
@@ -105,6 +106,7 @@ class Engine:
 
     def _take_weights(self) -> None:
         if self.model is not self.source:
+            refuse_replaced(self.source)
             self.model.load_state_dict(self.source.state_dict())
             for name, parameter in self.model.named_parameters():
                 if "norm" not in name and not name.endswith("gate.weight"):

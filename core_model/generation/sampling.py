@@ -59,6 +59,9 @@ class ThinkingBudget:
     def __post_init__(self) -> None:
         for name in ("closing", "extending"):
             object.__setattr__(self, name, _tokens(name, getattr(self, name)))
+        for name in ("end_id", "max_tokens", "min_tokens", "start_id"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _integer(f"a thought's {name}", value))
         if self.start_id == self.end_id:
             raise ValueError("a thought's start_id and end_id are two tokens")
         if self.max_tokens is not None and (self.max_tokens < 0 or self.end_id not in self.closing):
@@ -118,9 +121,11 @@ class SamplingParams:
         for name in ("max_new_tokens", "top_k", "n", "seed", "top_logprobs", "speculative"):
             object.__setattr__(self, name, _integer(name, getattr(self, name)))
         object.__setattr__(self, "stop_ids", _tokens("stop_ids", self.stop_ids))
-        if isinstance(self.stop, str) or not all(isinstance(text, str) for text in (self.stop or ())):
+        if isinstance(self.stop, str) or not isinstance(self.stop, Iterable):
             raise ValueError(f"stop holds texts, and is none itself, not {self.stop!r}")
-        object.__setattr__(self, "stop", tuple(self.stop or ()))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        if not all(isinstance(text, str) for text in self.stop):
+            raise ValueError(f"stop holds texts, not {self.stop!r}")
         if self.max_new_tokens < 1 or self.n < 1:
             raise ValueError(f"max_new_tokens and n must be at least 1, not {self.max_new_tokens} and {self.n}")
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):

@@ -95,6 +95,8 @@ class Gate(KeepsFp32Buffers):
         What a rank cap left out was chosen: were it not counted, the bias would take an overfull rank for one that is
         just full, and hardly move what made it so.
         """
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError("nn.DataParallel forgets what its replicas count: use DistributedDataParallel")
         if real_BT is None:
             ones_TK = torch.ones_like(routing.indices_TK)
         else:

@@ -466,12 +466,18 @@ def test_a_save_that_fails_leaves_the_model_that_was_there(tmp_path, sharded):
     assert all(torch.equal(found[name], tensor) for name, tensor in first.state_dict().items())
 
 
-@pytest.mark.parametrize("step", ["remove_shards", "write_config", "write_manifest"])
+@pytest.mark.parametrize("step", ["_replace_weights", "remove_shards", "write_config", "write_manifest"])
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_save_that_is_killed_near_its_end_leaves_a_folder_that_is_refused(tmp_path, monkeypatch, step, sharded):
+@pytest.mark.parametrize("foreign", [False, True])
+def test_a_save_that_is_killed_near_its_end_leaves_a_folder_that_is_refused(
+    tmp_path, monkeypatch, step, sharded, foreign
+):
     first, folder = random_model(tiny_config(), seed=1), tmp_path / "model"
     first.save_pretrained(tmp_path / "first")
     convert_folder(tmp_path / "first", folder, shard_bytes=9000 if sharded else 10**9)
+
+    if foreign:  # other programs write no manifest
+        (folder / "manifest.json").unlink()
 
     def killed(*args: object, **keys: object) -> None:
         raise KeyboardInterrupt
@@ -480,14 +486,47 @@ def test_a_save_that_is_killed_near_its_end_leaves_a_folder_that_is_refused(tmp_
         patched.setattr(folder_module, step, killed)
         with pytest.raises(KeyboardInterrupt):
             random_model(tiny_config(), seed=2).save_pretrained(folder)
-    if step == "remove_shards":  # nothing has happened to the model that was there
+    if step == "_replace_weights":  # nothing has happened to the model that was there
         found = V3ForCausalLM.from_pretrained(folder).state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in first.state_dict().items())
         return
-    with pytest.raises(InputError):
-        V3ForCausalLM.from_pretrained(folder)
+    if not (foreign and step == "write_manifest"):  # whole by then, as far as anybody can tell
+        with pytest.raises(InputError):
+            V3ForCausalLM.from_pretrained(folder)
     random_model(tiny_config(), seed=2).save_pretrained(folder)
     V3ForCausalLM.from_pretrained(folder)
+    assert not (folder / "config.json.old").exists()
+
+
+def test_weights_that_cannot_take_their_name_leave_the_model_that_was_there(tmp_path, monkeypatch):
+    first, folder = random_model(tiny_config(), seed=1), tmp_path / "model"
+    first.save_pretrained(folder)
+    move = Path.replace
+
+    def busy(path: Path, target: Path) -> Path:
+        if path.name.endswith("safetensors.partial"):
+            raise OSError(16, "busy")
+        return move(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="busy"):
+        patched.setattr(Path, "replace", busy)
+        random_model(tiny_config(), seed=2).save_pretrained(folder)
+    found = V3ForCausalLM.from_pretrained(folder).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in first.state_dict().items())
+    assert {path.name for path in folder.iterdir()} == {"config.json", "manifest.json", "model.safetensors"}
+
+
+def test_files_of_other_programs_may_change_beside_the_model(tmp_path):
+    """transformers' Trainer writes training_args.bin anew at every save, after ours."""
+    model = random_model(tiny_config())
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "training_args.bin").write_text("first")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "training_args.bin").write_text("second")
+    V3ForCausalLM.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(InputError, match=r"tokenizer\.json"):
+        V3ForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e5m2, "bfloat16"])

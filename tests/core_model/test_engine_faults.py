@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from reference import random_model, tiny_config
-from small_engine import WORDS, drawn_prompts, small_model, tokens_of
+from small_engine import WORDS, Letters, drawn_prompts, small_model, tokens_of
 
 import core_model.generation.engine as engine_module
 from core_model import V3ForCausalLM
@@ -158,7 +158,8 @@ def test_experts_of_a_model_without_any_are_refused():
         ({"max_new_tokens": 2, "stop_ids": "12"}, "a token of stop_ids is an integer, not '1'"),
         ({"max_new_tokens": 2, "stop_ids": 5}, "stop_ids holds tokens, not 5"),
         ({"max_new_tokens": 2, "stop": "ab"}, "stop holds texts, and is none itself"),
-        ({"max_new_tokens": 2, "stop": (3,)}, "stop holds texts, and is none itself"),
+        ({"max_new_tokens": 2, "stop": (3,)}, "stop holds texts, not"),
+        ({"max_new_tokens": 2, "stop": 3}, "stop holds texts, and is none itself"),
         ({"max_new_tokens": 2, "stop": ("a", "")}, "an empty text cannot end a sample"),
     ],
 )
@@ -169,10 +170,12 @@ def test_parameters_of_another_kind_are_refused(params, message):
 
 def test_lists_are_as_good_as_tuples(model):
     budget = ThinkingBudget(3, 2, closing=[4, 3], extending=[5])
-    listed = SamplingParams(np.int64(6), stop_ids=[2, 7], stop=[], thinking=budget)
-    assert listed == SamplingParams(6, stop_ids=(2, 7), thinking=ThinkingBudget(3, 2, (4, 3), extending=(5,)))
+    listed = SamplingParams(np.int64(6), stop_ids=iter([2, 7]), stop=iter(["a"]), thinking=budget)
+    assert listed == SamplingParams(
+        6, stop_ids=(2, 7), stop=("a",), thinking=ThinkingBudget(3, 2, (4, 3), extending=(5,))
+    )
     assert hash(listed) and json.dumps(asdict(listed))
-    assert len(Engine(model).generate([[1, 2], [3]], listed)) == 2
+    assert len(Engine(model, Letters()).generate([[1, 2], [3]], listed)) == 2
 
 
 def test_a_seed_of_numpys_is_a_seed(model):
@@ -184,6 +187,8 @@ def test_a_seed_of_numpys_is_a_seed(model):
 def test_a_budget_of_halves_of_tokens_is_refused():
     with pytest.raises(ValueError, match=r"a token of closing is an integer, not 4\.5"):
         ThinkingBudget(3, 2, closing=(3, 4.5))
+    with pytest.raises(ValueError, match=r"a thought's max_tokens is an integer, not 2\.5"):
+        ThinkingBudget(3, 2.5, closing=(3,))
 
 
 def test_scores_do_not_depend_on_how_many_logits_exist_at_once(model, monkeypatch):

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from transformers import DynamicCache, StaticCache
 
 from core_model import V3ForCausalLM
+from core_model import loss as loss_module
 from core_model.cache import LatentCache
 from core_model.checkpoint import load_weights
 from core_model.embedding import Embedding
@@ -22,6 +24,7 @@ from core_model.generation import Engine, SamplingParams
 from core_model.loss import IGNORE
 from core_model.model import V3Model
 from core_model.moe.balance import update_routing_bias
+from core_model.mtp import targets
 from core_model.parallel.engine import MicroBatch, TorchEngine
 from core_model.precision import Linear
 from tests.core_model.reference import random_model, random_tokens, relative_difference, tiny_config
@@ -95,13 +98,90 @@ def test_decoding_goes_by_way_of_an_adapter_on_the_up_projection():
     + ["model.layers.2.mlp.shared_experts.up_proj", "model.layers.3.eh_proj", "lm_head", "model.embed_tokens"],
 )
 def test_the_engine_refuses_an_adapter_that_it_would_leave_out(name):
-    with pytest.raises(ValueError, match=rf"{name} is a Adapter that does more than its weight says"):
+    with pytest.raises(ValueError, match=rf"{name} is a .*\.Adapter that does more than its weight says"):
         Engine(adapted(name))
 
 
-def test_losses_refuse_an_adapter_on_the_head():
-    model, tokens = adapted("lm_head"), random_tokens(2, 9)
-    with pytest.raises(ValueError, match=r"V3ForCausalLM\.lm_head is a Adapter"):
+@pytest.mark.parametrize("chunk", [4, 1024])
+def test_losses_go_by_way_of_an_adapter_on_the_head(chunk, monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK", chunk)
+    model, tokens = adapted("lm_head").train(), random_tokens(2, 9)
+    model.loss_weights.mtp = 0.3
+    labels = tokens.masked_fill(tokens < 9, IGNORE)
+    out = model(tokens, labels=labels)
+    out.loss.backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    backbone = model.model(tokens)
+    depths = [backbone.last_hidden_state, *(hidden for hidden, _ in model.mtp_states(tokens, backbone))]
+    wanted = [targets(labels, depth, None, IGNORE).flatten() for depth in range(2)]
+    lm, mtp = (
+        F.cross_entropy(model.lm_head(hidden).flatten(0, 1), label, ignore_index=IGNORE, reduction="sum")
+        for hidden, label in zip(depths, wanted, strict=True)
+    )
+    loss = (lm + 0.3 * mtp) / (wanted[0] != IGNORE).sum()
+    torch.testing.assert_close(out.loss, loss)
+    loss.backward()
+    assert found["lm_head.up.weight"].any()
+    for name, gradient in found.items():
+        assert relative_difference(gradient, model.get_parameter(name).grad) < 1e-5, name
+    nothing = model(tokens, labels=torch.full_like(tokens, IGNORE))
+    nothing.loss.backward()
+    assert nothing.loss == 0
+
+
+def test_hooks_that_watch_do_not_stop_training():
+    """As ZeRO-3, offloading of activations and wandb register them, on every module."""
+    model, tokens = random_model(tiny_config()).train(), random_tokens(2, 9)
+    expected = model(tokens, labels=tokens).loss
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda module, args: None)
+        module.register_forward_hook(lambda module, args, out: None)
+    torch.testing.assert_close(model(tokens, labels=tokens).loss, expected)
+
+
+def test_the_engine_takes_a_model_that_was_checkpointed_and_hooks_of_the_backward():
+    model = random_model(tiny_config())
+    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_disable()
+    model.model.layers[1].self_attn.register_full_backward_hook(lambda *_: None)
+    assert Engine(model).generate([[1, 2]], SamplingParams(3))
+
+
+def test_the_engine_looks_at_the_model_that_it_copied():
+    model = random_model(tiny_config())
+    engine = Engine(model, dtype=torch.bfloat16)
+    model.lm_head.register_forward_hook(lambda module, args, out: -out)
+    with pytest.raises(ValueError, match=r"lm_head is a core_model\.precision\.linear\.Linear that does more"):
+        engine.refresh_weights()
+
+
+def test_the_engine_refuses_a_backbone_or_a_model_that_does_more():
+    model = random_model(tiny_config())
+    model.model.register_forward_hook(lambda module, args, out: None)
+    with pytest.raises(ValueError, match=r"and model is a .*\.V3Model that does more"):
+        Engine(model)
+    other = random_model(tiny_config())
+    other.__class__ = type("Negated", (V3ForCausalLM,), {"forward": lambda self, *args, **keys: None})
+    with pytest.raises(ValueError, match=r"the model is a .*Negated that does more"):
+        Engine(other)
+    watched = random_model(tiny_config())
+    watched.register_forward_hook(lambda module, args, out: None)
+    assert Engine(watched)
+
+
+def test_an_embedding_that_does_more_stays_what_it_is():
+    model = random_model(tiny_config())
+    model.set_input_embeddings(nn.Embedding(48, 32, max_norm=0.1))
+    with pytest.raises(ValueError, match=r"embed_tokens is a torch\.nn\.modules\.sparse\.Embedding"):
+        Engine(model)
+
+
+def test_replicas_that_would_forget_their_load_are_refused():
+    model, tokens = random_model(tiny_config()).train(), random_tokens(2, 9)
+    for module in model.modules():
+        module._is_replica = True  # as nn.DataParallel marks them
+    with pytest.raises(RuntimeError, match="use DistributedDataParallel"):
         model(tokens, labels=tokens)
 
 
@@ -127,8 +207,9 @@ def test_a_layer_that_does_more_than_its_class_counts_as_replaced(change):
     with pytest.raises(ValueError, match=r"kv_b_proj is a .* that does more than its weight says"):
         Engine(model)
     CHANGES[change](model.lm_head)
-    with pytest.raises(ValueError, match=r"lm_head is a .* that does more than its weight says"):
-        model(tokens, labels=tokens)
+    logits = model(tokens).logits[:, :-1]
+    expected = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    torch.testing.assert_close(model(tokens, labels=tokens).lm_loss, expected)
 
 
 @pytest.mark.parametrize("name", ["self_attn", "mlp.experts", "mlp.gate", "input_layernorm"])
@@ -311,6 +392,8 @@ def test_layers_sharded_one_by_one_train_with_mtp(one_process):
     for layer in model.model.layers:
         fully_shard(layer)
     fully_shard(model)
+    with pytest.raises(ValueError, match="is sharded: gather the weights"):
+        model.save_pretrained("nowhere")
     assert model.initialize(0.15, seed=1) and plain.initialize(0.15, seed=1)  # whole matrices, whatever the shard
     for one in (plain, model):
         one(tokens, labels=tokens).loss.backward()
