@@ -39,7 +39,8 @@ def save_folder(
             training continues bit-exactly.
 
     Raises:
-        ValueError: `state_dict` is not that of the model, weights are sharded, inf or NaN where FP8 is asked for, or no such `dtype`.
+        ValueError: `state_dict` is not that of the model, weights are sharded, inf or NaN where FP8 is asked for, or no
+            such `dtype`.
     """
     storage = Storage(dtype or model.dtype)
     if state_dict is not None and not state_dict:
