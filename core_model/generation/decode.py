@@ -51,12 +51,12 @@ OWN: tuple[type[nn.Module], ...] = (
 def refuse_replaced(model: V3ForCausalLM) -> None:
     """Whether decoding, which works with weights, leaves out something that the model's forward does.
 
-    Hooks of the whole model are left out: they see nothing of how it decodes anyway.
+    Of the whole model only its class counts: accelerate gives it a forward, wandb a hook, and neither changes what it is.
 
     Raises:
         ValueError: a module that is not the model's own, such as an adapter.
     """
-    others = {model: "forward" in vars(model) or type(model).forward is not V3ForCausalLM.forward}
+    others = {model: type(model).forward is not V3ForCausalLM.forward}
     others[model.model] = not runs_as_own(model.model, V3Model)
     for name, module in model.named_modules():
         if others[module] if module in others else not any(runs_as_own(module, kind) for kind in OWN):
