@@ -51,7 +51,7 @@ OWN: tuple[type[nn.Module], ...] = (
 def refuse_replaced(model: V3ForCausalLM) -> None:
     """Whether decoding, which works with weights, leaves out something that the model's forward does.
 
-    Of the whole model only its class counts: accelerate gives it a forward, wandb a hook, and neither changes what it is.
+    Of the whole model only its class counts: accelerate gives it a forward, and wandb a hook.
 
     Raises:
         ValueError: a module that is not the model's own, such as an adapter.
