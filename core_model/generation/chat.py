@@ -252,8 +252,10 @@ examples:
   trivium chat runs/nano/rl                            talk to a run's model
   trivium chat runs/nano/rl --budget 64                it may think 64 tokens, then has to answer
   trivium chat http://127.0.0.1:8000/v1                talk to trivium serve, or another server of OpenAI's API
-  echo "Compute 12+34+56." | trivium chat runs/nano/rl             one question: the thought, a blank line, the answer
-  echo "Compute 12+34+56." | trivium chat runs/nano/rl --json      {"reasoning", "answer", "finish_reason", "usage"}
+  echo "Count the 1 bits of 1000." | trivium chat runs/nano/rl
+                                                       one question: the thought, a blank line, the answer
+  echo "Count the 1 bits of 1000." | trivium chat runs/nano/rl --json
+                                                       {"reasoning", "answer", "finish_reason", "usage"}
 
 A thought is shown dimmed while it comes, and folds to one line when it is over. Ctrl-C ends the reply that is coming;
 Ctrl-D leaves. A line that ends in a backslash goes on in the next.
