@@ -162,9 +162,9 @@ class V3Model(KeepsFp32Buffers, V3PreTrainedModel):
         """Not of the backbone alone.
 
         Raises:
-            NotImplementedError: DeepSeek's format has a head.
+            TypeError: DeepSeek's format has a head.
         """
-        raise NotImplementedError("DeepSeek's folders hold head and backbone: save the V3ForCausalLM")
+        raise TypeError("DeepSeek's folders hold head and backbone: save the V3ForCausalLM")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **overrides: Any) -> V3Model:  # type: ignore[override]

@@ -7,20 +7,20 @@ from torch import nn
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-def is_own(module: object, kind: type[nn.Module]) -> bool:
-    """Whether a module is of exactly this class, nobody has given it a `forward`, and no hook watches it."""
+def runs_as_own(module: object, kind: type[nn.Module]) -> bool:
+    """Whether a module is of exactly this class, nobody has given it a `forward`, and no hook runs with it."""
     if type(module) is not kind:
         return False
     own = vars(module)  # its attributes cost several times as much
-    return not ("forward" in own or own[HOOKS[0]] or own[HOOKS[1]] or own[HOOKS[2]] or own[HOOKS[3]])
+    return not ("forward" in own or own[HOOKS[0]] or own[HOOKS[1]])
 
 
-def runs_as_own(module: object, kind: type[nn.Module]) -> bool:
-    """`is_own`, but for hooks of the backward."""
-    if type(module) is not kind:
+def is_own(module: object, kind: type[nn.Module]) -> bool:
+    """`runs_as_own`, and no hook watches its backward."""
+    if not runs_as_own(module, kind):
         return False
     own = vars(module)
-    return not ("forward" in own or own[HOOKS[0]] or own[HOOKS[1]])
+    return not (own[HOOKS[2]] or own[HOOKS[3]])
 
 
 def why_not(module: nn.Module) -> str:
