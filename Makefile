@@ -8,6 +8,8 @@ LM_EVAL := .venv-lm-eval
 LIVECODEBENCH := .venv-livecodebench
 INSPECT := .venv-inspect
 SMOLLM2 := .venv-smollm2
+VLLM := .venv-vllm
+LLAMA_CPP := .venv-llama-cpp
 
 PACKAGES := core_model recipes eval pretrain sft rl distill benchmarks
 # Device names belong in one file; everybody else is handed a device.
@@ -69,7 +71,8 @@ soak: nano  ## SIGKILL in every stage of make nano and in the judge, the judge u
 	$(BIN)/python tests/soak/judge_load.py
 	$(BIN)/python tests/attacks/suite.py --all --check docs/attacks.md
 
-interop: $(STAMP) $(LM_EVAL)/.installed $(LIVECODEBENCH)/.installed $(INSPECT)/.installed $(SMOLLM2)/.installed  ## outside clients, in environments of their own, against our server (docs/interop.md)
+interop: $(STAMP) $(LM_EVAL)/.installed $(LIVECODEBENCH)/.installed $(INSPECT)/.installed $(SMOLLM2)/.installed $(VLLM)/.installed $(LLAMA_CPP)/.installed  ## outside programs, in environments of their own, on our folders and server (docs/interop.md)
+	$(BIN)/python -m tests.interop.exported_folders $(VLLM)/bin/python $(LLAMA_CPP)/bin/python $(LLAMA_CPP)/sources/vendor/llama.cpp
 	$(BIN)/python tests/interop/lm_eval_server.py $(LM_EVAL)/bin/python
 	$(BIN)/python tests/interop/lm_eval_adapter.py $(LM_EVAL)/bin/python
 	$(BIN)/python tests/interop/exporters.py $(LIVECODEBENCH)/bin/python $(LM_EVAL)/bin/python $(INSPECT)/bin/python
@@ -91,6 +94,22 @@ $(LM_EVAL)/.installed: tests/interop/lm_eval.txt
 	$(PYTHON) -m venv $(LM_EVAL)
 	@echo 'installing lm-eval into $(LM_EVAL)'
 	$(LM_EVAL)/bin/python -m pip install --disable-pip-version-check --quiet -r $<
+	@touch $@
+
+$(VLLM)/.installed: tests/interop/vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	@echo 'installing vLLM into $(VLLM) (3.4 GB)'
+	$(VLLM)/bin/python -m pip install --disable-pip-version-check --quiet -r $<
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+$(LLAMA_CPP)/.installed: tests/interop/llama_cpp.txt
+	$(PYTHON) -m venv $(LLAMA_CPP)
+	@echo 'building llama.cpp in $(LLAMA_CPP) (ten minutes on two cores)'
+	$(LLAMA_CPP)/bin/python -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: --dest $(LLAMA_CPP) -r $<
+	mkdir -p $(LLAMA_CPP)/sources
+	tar -xzf $(LLAMA_CPP)/llama_cpp_python-*.tar.gz -C $(LLAMA_CPP)/sources --strip-components 1
+	$(LLAMA_CPP)/bin/python -m pip install --disable-pip-version-check --quiet ./$(LLAMA_CPP)/sources
 	@touch $@
 
 # Not an environment: a folder that the script adds to the path of ours.

@@ -47,6 +47,15 @@ class Settings:
     seed: int = 0
     limit: int | None = LIMIT
 
+    def overrun(self, reply: Reply) -> str | None:
+        """What to say of a thought longer than allowed: a server that does not know the limit passes over it."""
+        if self.most_thought is None or (reply.reasoning_tokens or 0) <= self.most_thought:
+            return None
+        return (
+            f"{reply.reasoning_tokens} tokens of thought, and at most {self.most_thought} were asked for: "
+            "this server may not know max_thinking_tokens"
+        )
+
     def with_budget(self, text: str, where: str) -> Settings:
         """`N` (at most), `N M` or `N,M` (at least and at most), or `off`.
 
@@ -193,7 +202,10 @@ def main(arguments: Sequence[str]) -> int:
         if talk:
             Terminal(conversation, folded=not options.unfold).talk()
         else:
-            _answer(conversation.ask(question), options)
+            reply = conversation.ask(question)
+            _answer(reply, options)
+            if overrun := settings.overrun(reply):
+                print(f"trivium chat: {overrun}", file=sys.stderr)
     return 0
 
 

@@ -241,6 +241,8 @@ class Terminal:
             self._note("(cut off at its limit)")
         elif not reply.answer.strip():
             self._note("(no answer)")
+        if overrun := self._conversation.settings.overrun(reply):
+            self._note(f"({overrun})")
         asked_for_none = self._conversation.settings.system_prompt is None
         if reply.reasoning and asked_for_none and not self._noted:
             self._noted = True

@@ -145,6 +145,12 @@ def test_the_thought_comes_before_the_answer_in_a_pipe(answers):
     assert "cut off" in answers(Scripted(finish="length")).err
 
 
+def test_a_thought_longer_than_asked_for_is_said(answers):
+    thought = "1 and 2 [is] 3"  # 14 tokens; other servers pass over limits that they do not know
+    assert "14 tokens of thought, and at most 13 were asked for" in answers(Scripted(thought), "--budget", "13").err
+    assert answers(Scripted(thought), "--budget", "14").err == answers(Scripted(thought)).err == ""
+
+
 def test_one_json_object(answers):
     printed = answers(Scripted(answer="3\x1b é"), "--json").out
     assert printed.isascii() and "\x1b" not in printed and printed.count("\n") == 1

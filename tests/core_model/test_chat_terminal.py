@@ -134,6 +134,12 @@ def test_words_are_counted_where_a_server_tells_no_tokens(talk):
     assert "thought, 3 words, /thought shows it\n3\n" in talk(backend, "q")[1]
 
 
+def test_a_thought_over_its_budget_is_noted(talk):
+    _, written = talk(thinks("and so on", "42"), "/budget 8", "q", "/budget 9", "q")
+    assert written.count("(9 tokens of thought, and at most 8 were asked for") == 1
+    assert "at most 9 were" not in written
+
+
 def test_a_thought_that_is_cut_off(talk):
     _, written = talk(thinks("and so on", "", "length"), "q", terminal=True)
     assert screen(written, 80)[-2:] == ["thought, 9 tokens, /thought shows it", "(cut off at its limit)"]
