@@ -264,7 +264,7 @@ class Batch:
             self._switch.plain(count, width, self._now() - started)
         started = self._now()
         hidden, routings = self.path.forward(input_ids, position_ids, self.cache)
-        logits = self.path.logits(hidden)
+        logits = self._logits(hidden)
         self._seconds, self._timed = self._now() - started, count
         if any(sample.params.routed_experts for sample in rows.samples):
             self._routed = _chosen_experts(routings, count, width + 1)
@@ -306,7 +306,7 @@ class Batch:
         """Prompts are read: a row for each of their samples."""
         assert self.cache is not None
         states = torch.stack([state for state in job.states if state is not None])[job.of]
-        logits = self.path.logits(states)[:, None]
+        logits = self._logits(states)[:, None]
         lengths = torch.tensor([[len(job.prompts[prompt]) - 1] for prompt in job.of], device=self.device)
         buffer, first, longest = self.cache.buffer_LBSC, len(self.rows), job.longest
         source = torch.tensor(job.of, device=self.device) + job.first_row
@@ -322,6 +322,17 @@ class Batch:
             if not self.drafts:
                 self.rows.wanted[len(self.rows) - 1] = 0
         return _Pass(logits, states[:, None], lengths)
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[..., W] of the states whose tokens are about to be settled; nothing has changed yet where this fails.
+
+        Raises:
+            FloatingPointError: some are not numbers: a token would come of them, and look like any other.
+        """
+        logits = self.path.logits(hidden)
+        if bool(logits.amax(dim=-1).isnan().any()):
+            raise FloatingPointError("logits are not numbers (NaN): the model's weights, or its states, overflowed")
+        return logits
 
     # -- tokens
 

@@ -134,6 +134,7 @@ class Engine:
 
         Raises:
             ValueError: as `submit`, or lists of unequal length.
+            FloatingPointError: the model's logits are not numbers.
         """
         settings = checked_settings(self, prompts, params)
         # Prompts of like length are read together, with little padding.

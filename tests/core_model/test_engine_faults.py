@@ -47,6 +47,28 @@ def test_prompts_whose_joining_fails_are_read_again(model, monkeypatch, routed):
             assert not routed or np.array_equal(found.routed_experts, wanted.routed_experts)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("settled", [0, 1])
+def test_logits_that_are_no_numbers_are_no_tokens(monkeypatch, temperature, settled):
+    """Where prompts end, and while their samples go on; when the model is whole again, so is the engine."""
+    engine = Engine(small_model())
+    params, prompts = SamplingParams(4, temperature=temperature), drawn_prompts(2, seed=5)
+    expected = tokens_of(engine, prompts, params)
+    logits, passes = engine.batch.path.logits, iter(range(9))
+
+    def spoilt(hidden):
+        out = logits(hidden).clone()
+        if next(passes) >= settled:
+            out[0, ..., 3] = float("nan")
+        return out
+
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="not numbers"):
+        patch.setattr(engine.batch.path, "logits", spoilt)
+        engine.generate(prompts, params)
+    assert engine.load == (0, 0)
+    assert tokens_of(engine, prompts, params) == expected
+
+
 def test_a_driver_whose_joining_fails_leaves_nobody_waiting(model, monkeypatch, caplog):
     monkeypatch.setattr(Batch, "_join", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
     engine, stop = Engine(model), threading.Event()
