@@ -14,6 +14,8 @@ from core_model.errors import InputError
 from distill.teacher.trace import Trace
 from recipes.rows import Row, Verdict, read_rows
 
+Answered = tuple[str, str]  # a problem's id and an answer to it: equal ones have equal verdicts
+
 
 class Attempt(Row):
     """One trace of one problem and what the verifier said of it."""
@@ -29,12 +31,16 @@ class Attempt(Row):
     detail: str = ""
 
     @property
+    def answered(self) -> Answered:
+        return self.problem_id, self.answer
+
+    @property
     def trace(self) -> Trace:
         return Trace(self.solution, self.check, self.answer)
 
 
 class Journal:
-    """The attempts of one run, in order. `attempts` holds those on disk."""
+    """The attempts of one run, in order: `attempts`, those on disk; `by_answer`, one of each answer to a problem."""
 
     def __init__(self, path: Path) -> None:
         """Open the journal, or begin it.
@@ -47,6 +53,7 @@ class Journal:
         path.touch()
         _drop_torn_line(path)
         self.attempts: list[Attempt] = list(read_rows(path, Attempt))
+        self.by_answer = {attempt.answered: attempt for attempt in self.attempts}
 
     def append(self, attempts: Sequence[Attempt]) -> None:
         """Write attempts through to the disk."""
@@ -55,6 +62,7 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self.attempts.extend(attempts)
+        self.by_answer |= {attempt.answered: attempt for attempt in attempts}
 
     def require_keys(self, keys: Sequence[str]) -> None:
         """Check that the journal is a beginning of the work whose generations have `keys`.

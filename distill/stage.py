@@ -7,11 +7,11 @@ and verification, problem, reasoned answer>` (V3 report, section 5.1). Rejected 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.journal import Attempt, Journal
+from distill.journal import Answered, Attempt, Journal
 from distill.patterns import pattern_statistics
 from distill.recipe import Recipe
 from distill.teacher.renderer import Renderer
@@ -55,7 +55,7 @@ def run_stage(recipe: Recipe, run: Run) -> dict[str, Any]:
         while len(journal.attempts) < len(tasks):
             done = len(journal.attempts)
             chunk = tasks[done : done + recipe.chunk]
-            journal.append(attempt_all(teacher, chunk))
+            journal.append(attempt_all(teacher, chunk, journal.by_answer))
             bar.advance(len(chunk))
 
     kept = [
@@ -75,23 +75,21 @@ def run_stage(recipe: Recipe, run: Run) -> dict[str, Any]:
     return summary
 
 
-def attempt_all(teacher: Teacher, tasks: Sequence[Task]) -> list[Attempt]:
+def attempt_all(
+    teacher: Teacher, tasks: Sequence[Task], known: Mapping[Answered, Attempt] | None = None
+) -> list[Attempt]:
     """One judged trace per task, in order.
+
+    Args:
+        known: attempts by problem and answer; what is among them is not judged again (nano's 4,500 programs are 2,094).
 
     Raises:
         RuntimeError: the judge could not run some answers at all; nothing is recorded of them.
     """
     traces = [teacher.generate(task.problem, task.index) for task in tasks]
-    problems, answers = [task.problem for task in tasks], [trace.answer for trace in traces]
-    judged = judge_answers(problems, answers)
-    for _ in range(JUDGE_ATTEMPTS - 1):
-        failed = [index for index, one in enumerate(judged) if one.verdict is Verdict.INFRA_ERROR]
-        again = judge_answers([problems[index] for index in failed], [answers[index] for index in failed])
-        for index, one in zip(failed, again, strict=True):
-            judged[index] = one
-    broken = [one.detail for one in judged if one.verdict is Verdict.INFRA_ERROR]
-    if broken:
-        raise RuntimeError(f"the judge failed on {len(broken)} answers ({broken[0]}); the same command resumes")
+    answered = [(task.problem.id, trace.answer) for task, trace in zip(tasks, traces, strict=True)]
+    verdicts = {one: (known[one].verdict, known[one].detail) for one in answered if known and one in known}
+    verdicts |= _judged({one: task.problem for one, task in zip(answered, tasks, strict=True) if one not in verdicts})
     return [
         Attempt(
             key=task.key,
@@ -101,11 +99,24 @@ def attempt_all(teacher: Teacher, tasks: Sequence[Task]) -> list[Attempt]:
             solution=trace.solution,
             check=trace.check,
             answer=trace.answer,
-            verdict=one.verdict,
-            detail=one.detail,
+            verdict=verdicts[one][0],
+            detail=verdicts[one][1],
         )
-        for task, trace, one in zip(tasks, traces, judged, strict=True)
+        for task, trace, one in zip(tasks, traces, answered, strict=True)
     ]
+
+
+def _judged(asked: dict[Answered, Problem]) -> dict[Answered, tuple[Verdict, str]]:
+    """The verdict on each answer to its problem, with the detail."""
+    verdicts: dict[Answered, tuple[Verdict, str]] = {}
+    for _ in range(JUDGE_ATTEMPTS):
+        judged = judge_answers(list(asked.values()), [answer for _, answer in asked])
+        verdicts |= {one: (found.verdict, found.detail) for one, found in zip(asked, judged, strict=True)}
+        asked = {one: asked[one] for one in asked if verdicts[one][0] is Verdict.INFRA_ERROR}
+        if not asked:
+            return verdicts
+    detail = verdicts[next(iter(asked))][1]
+    raise RuntimeError(f"the judge failed on {len(asked)} answers ({detail}); the same command resumes")
 
 
 def distinct(problems: Iterable[Problem]) -> Iterator[Problem]:

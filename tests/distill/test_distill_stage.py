@@ -177,6 +177,34 @@ def test_a_judge_that_fails_is_asked_again_and_then_stops_the_stage(
     assert contents(tmp_path / "thrice") == contents(tmp_path / "twice")
 
 
+def test_an_answer_to_a_problem_is_judged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The problem may come again in its chunk, in a later one, or after the run was killed."""
+    seen: list[tuple[str, str]] = []
+
+    def judge(asked: list[Problem], answers: list[str]) -> list[Judgement]:
+        seen.extend((problem.id, answer) for problem, answer in zip(asked, answers, strict=True))
+        return judge_answers(asked, answers)
+
+    monkeypatch.setattr(stage, "judge_answers", judge)
+    changes = {"families": {"count_bits": 4000}, "chunk": 1000}
+    append, calls = Journal.append, []
+
+    def killed_after_two(self: Journal, attempts: list[Attempt]) -> None:
+        append(self, attempts)
+        calls.append(len(attempts))
+        if len(calls) == 2:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", killed_after_two)
+        with pytest.raises(Killed):
+            distil(recipe_in(tmp_path / "run", **changes))
+    assert distil(recipe_in(tmp_path / "run", **changes))["traces"] == 4000
+    rows = list(read_rows(tmp_path / "run" / "samples" / "generations.jsonl", Attempt))
+    assert len(rows) == 4000 and len(seen) == len(set(seen)) < 2000
+    assert set(seen) == {(row.problem_id, row.answer) for row in rows}
+
+
 def test_foreign_or_damaged_journal_is_refused(tmp_path: Path) -> None:
     distil(recipe_in(tmp_path / "other", teacher={"mistake_share": 0.9}))
     lines = (tmp_path / "other" / "samples" / "generations.jsonl").read_text().splitlines(keepends=True)
