@@ -264,7 +264,7 @@ class Batch:
             self._switch.plain(count, width, self._now() - started)
         started = self._now()
         hidden, routings = self.path.forward(input_ids, position_ids, self.cache)
-        logits = self._logits(hidden)
+        logits = self._logits(hidden, rows.samples)
         self._seconds, self._timed = self._now() - started, count
         if any(sample.params.routed_experts for sample in rows.samples):
             self._routed = _chosen_experts(routings, count, width + 1)
@@ -306,7 +306,7 @@ class Batch:
         """Prompts are read: a row for each of their samples."""
         assert self.cache is not None
         states = torch.stack([state for state in job.states if state is not None])[job.of]
-        logits = self._logits(states)[:, None]
+        logits = self._logits(states, job.samples)[:, None]
         lengths = torch.tensor([[len(job.prompts[prompt]) - 1] for prompt in job.of], device=self.device)
         buffer, first, longest = self.cache.buffer_LBSC, len(self.rows), job.longest
         source = torch.tensor(job.of, device=self.device) + job.first_row
@@ -323,15 +323,22 @@ class Batch:
                 self.rows.wanted[len(self.rows) - 1] = 0
         return _Pass(logits, states[:, None], lengths)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """[..., W] of the states whose tokens are about to be settled; nothing has changed yet where this fails.
+    def _logits(self, hidden: Tensor, samples: list[Sample]) -> Tensor:
+        """[..., W] of the states after which the samples' tokens are settled; nothing has changed yet where this fails.
 
         Raises:
-            FloatingPointError: some are not numbers: a token would come of them, and look like any other.
+            FloatingPointError: some are not finite: tokens would come of them, and look like any others. Those requests
+                are aborted; the next step goes on with the rest.
         """
         logits = self.path.logits(hidden)
-        if bool(logits.amax(dim=-1).isnan().any()):
-            raise FloatingPointError("logits are not numbers (NaN): the model's weights, or its states, overflowed")
+        finite = logits.amax(dim=-1).isfinite().reshape(len(samples), -1).all(dim=1)
+        if not bool(finite.all()):
+            requests = [sample.request for sample, sound in zip(samples, finite.tolist(), strict=True) if not sound]
+            failed = [request for request in requests if not request.aborted]
+            for request in failed:
+                request.abort()
+            if failed:
+                raise FloatingPointError("logits are not finite: the model's weights are not, or its states overflow")
         return logits
 
     # -- tokens

@@ -134,7 +134,7 @@ class Engine:
 
         Raises:
             ValueError: as `submit`, or lists of unequal length.
-            FloatingPointError: the model's logits are not numbers.
+            FloatingPointError: the model's logits are not finite.
         """
         settings = checked_settings(self, prompts, params)
         # Prompts of like length are read together, with little padding.
@@ -172,6 +172,9 @@ class Engine:
                     self._wake.clear()
                     try:
                         busy = self.step()
+                    except FloatingPointError as error:  # whose requests it has aborted
+                        log.error("%s; what asked for them is aborted", error)
+                        continue
                     except Exception:
                         log.exception("a step of generation failed; what was running is aborted")
                         with self._stepping:

@@ -49,7 +49,8 @@ def test_prompts_whose_joining_fails_are_read_again(model, monkeypatch, routed):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("settled", [0, 1])
-def test_logits_that_are_no_numbers_are_no_tokens(monkeypatch, temperature, settled):
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_are_no_tokens(monkeypatch, temperature, settled, value):
     """Where prompts end, and while their samples go on; when the model is whole again, so is the engine."""
     engine = Engine(small_model())
     params, prompts = SamplingParams(4, temperature=temperature), drawn_prompts(2, seed=5)
@@ -59,14 +60,52 @@ def test_logits_that_are_no_numbers_are_no_tokens(monkeypatch, temperature, sett
     def spoilt(hidden):
         out = logits(hidden).clone()
         if next(passes) >= settled:
-            out[0, ..., 3] = float("nan")
+            out[0, ..., 3] = value
         return out
 
-    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="not numbers"):
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="not finite"):
         patch.setattr(engine.batch.path, "logits", spoilt)
         engine.generate(prompts, params)
     assert engine.load == (0, 0)
     assert tokens_of(engine, prompts, params) == expected
+
+
+@pytest.mark.parametrize("driven", [False, True])
+@pytest.mark.parametrize("when", ["read", "decoded"])
+def test_a_prompt_whose_logits_are_not_finite_takes_no_other_down(monkeypatch, caplog, driven, when):
+    sound, params = [1, 2, 3], SamplingParams(12, temperature=0.0, n=2)
+    broken = small_model()
+    (expected,) = tokens_of(Engine(broken), [sound], params)
+    unsaid = max(set(range(4, WORDS)).difference(*expected))
+    with torch.no_grad():
+        broken.model.embed_tokens.weight[unsaid] = float("nan")
+    spoilt = [1, unsaid] if when == "read" else [1, 2]
+    engine, stop = Engine(broken), threading.Event()
+    if when == "decoded":  # the second pass of the row whose prompt has two tokens
+        logits, passes = engine.batch.path.logits, iter(range(99))
+
+        def spoil(hidden):
+            out = logits(hidden).clone()
+            if next(passes) == 1:
+                out[-1] = float("nan")
+            return out
+
+        monkeypatch.setattr(engine.batch.path, "logits", spoil)
+    with caplog.at_level(logging.CRITICAL):
+        fine, other = engine.submit(sound, params), engine.submit(spoilt, GREEDY)
+        if driven:
+            driver = threading.Thread(target=engine.drive, args=(stop,), daemon=True)
+            driver.start()
+        else:
+            with pytest.raises(FloatingPointError):
+                other.result()
+        assert [one.token_ids for one in fine.result()] == expected
+        assert [one.finish_reason for one in other.result()] == ["abort"]
+        if driven:
+            stop.set()
+            engine.wake()
+            driver.join(timeout=10)
+    assert engine.load == (0, 0)
 
 
 def test_a_driver_whose_joining_fails_leaves_nobody_waiting(model, monkeypatch, caplog):
