@@ -106,6 +106,7 @@ $(VLLM)/.installed: tests/interop/vllm.txt
 $(LLAMA_CPP)/.installed: tests/interop/llama_cpp.txt
 	$(PYTHON) -m venv $(LLAMA_CPP)
 	@echo 'building llama.cpp in $(LLAMA_CPP) (ten minutes on two cores)'
+	rm -rf $(LLAMA_CPP)/sources $(LLAMA_CPP)/*.tar.gz
 	$(LLAMA_CPP)/bin/python -m pip download --disable-pip-version-check --quiet --no-deps --no-binary :all: --dest $(LLAMA_CPP) -r $<
 	mkdir -p $(LLAMA_CPP)/sources
 	tar -xzf $(LLAMA_CPP)/llama_cpp_python-*.tar.gz -C $(LLAMA_CPP)/sources --strip-components 1

