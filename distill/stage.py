@@ -75,9 +75,7 @@ def run_stage(recipe: Recipe, run: Run) -> dict[str, Any]:
     return summary
 
 
-def attempt_all(
-    teacher: Teacher, tasks: Sequence[Task], known: Mapping[Answered, Attempt] | None = None
-) -> list[Attempt]:
+def attempt_all(teacher: Teacher, tasks: Sequence[Task], known: Mapping[Answered, Attempt]) -> list[Attempt]:
     """One judged trace per task, in order.
 
     Args:
@@ -88,7 +86,7 @@ def attempt_all(
     """
     traces = [teacher.generate(task.problem, task.index) for task in tasks]
     answered = [(task.problem.id, trace.answer) for task, trace in zip(tasks, traces, strict=True)]
-    verdicts = {one: (known[one].verdict, known[one].detail) for one in answered if known and one in known}
+    verdicts = {one: (known[one].verdict, known[one].detail) for one in answered if one in known}
     verdicts |= _judged({one: task.problem for one, task in zip(answered, tasks, strict=True) if one not in verdicts})
     return [
         Attempt(

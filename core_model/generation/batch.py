@@ -23,7 +23,7 @@ from torch import Tensor
 from core_model.cache import LatentCache
 from core_model.generation.decode import DecodePath
 from core_model.generation.request import Completion, Delta, FinishReason, Likeliest, Request, Sample
-from core_model.generation.rows import Rows
+from core_model.generation.rows import Rows, abort_not_finite
 from core_model.generation.sampling import choose, likeliest, logprobs_of, pairs, uniforms
 from core_model.generation.speculation import SpeculationReport, SpeculationSwitch
 from core_model.model import V3ForCausalLM
@@ -324,21 +324,9 @@ class Batch:
         return _Pass(logits, states[:, None], lengths)
 
     def _logits(self, hidden: Tensor, samples: list[Sample]) -> Tensor:
-        """[..., W] of the states after which the samples' tokens are settled; nothing has changed yet where this fails.
-
-        Raises:
-            FloatingPointError: some are not finite: tokens would come of them, and look like any others. Those requests
-                are aborted; the next step goes on with the rest.
-        """
+        """[..., W] of the states after which tokens are settled; nothing has changed yet where this fails."""
         logits = self.path.logits(hidden)
-        finite = logits.amax(dim=-1).isfinite().reshape(len(samples), -1).all(dim=1)
-        if not bool(finite.all()):
-            requests = [sample.request for sample, sound in zip(samples, finite.tolist(), strict=True) if not sound]
-            failed = [request for request in requests if not request.aborted]
-            for request in failed:
-                request.abort()
-            if failed:
-                raise FloatingPointError("logits are not finite: the model's weights are not, or its states overflow")
+        abort_not_finite(logits, samples)
         return logits
 
     # -- tokens

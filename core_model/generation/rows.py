@@ -5,7 +5,7 @@ Shape suffixes: B rows in use, K drafts, J = K + 1 tokens that one pass can sett
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -121,3 +121,19 @@ def _widened(array: np.ndarray, columns: int, fill: int) -> np.ndarray:
     wider = np.full((array.shape[0], columns), fill, dtype=array.dtype)
     wider[:, : array.shape[1]] = array
     return wider
+
+
+def abort_not_finite(logits: Tensor, samples: Sequence[Sample]) -> None:
+    """Abort the requests of samples, one for each row of [B, ..., W], whose logits are not finite: tokens would come of
+    them, and look like any others.
+
+    Raises:
+        FloatingPointError: some were not; the engine's next step goes on with the rest.
+    """
+    finite = logits.amax(dim=-1).isfinite().reshape(len(samples), -1).all(dim=1).tolist()
+    requests = [sample.request for sample, sound in zip(samples, finite, strict=True) if not sound]
+    failed = [request for request in requests if not request.aborted]
+    for request in failed:
+        request.abort()
+    if failed:
+        raise FloatingPointError("logits are not finite: the model's weights are not, or its states overflow")

@@ -6,9 +6,8 @@ SOURCES is llama.cpp's source folder, which has convert_hf_to_gguf.py and the pa
 to that as it is. Run it where torch and transformers are.
 
 The converter knows a tokenizer by the hash of what it makes of a text, and refuses others, every one that was trained
-here among them; these are called V3's.
-Ours splits as V3's does, but for digits, which V3's takes by three and ours one by one: since no merge of ours joins
-two digits, both come to the same tokens.
+here among them; these are called V3's. Ours splits as V3's does, but for digits, which V3's takes by three and ours one
+by one: since no merge of ours joins two digits, both come to the same tokens.
 """
 
 from __future__ import annotations
